@@ -1,0 +1,1 @@
+"""Array operations over paged KV pools: one folder per op, several implementations each, one dispatch."""

@@ -1,0 +1,1 @@
+"""sparsejax: a sparse-first LLM inference engine in JAX."""
