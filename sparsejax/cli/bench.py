@@ -1,6 +1,6 @@
 """Measure a model on this machine: synthetic prompts served together, the first round untimed.
 
-  sparsejax bench --num-prompts 16 --input-len 512 --output-len 128
+sparsejax bench --num-prompts 16 --input-len 512 --output-len 128
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ class Round:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("workload")
-    group.add_argument("--num-prompts", type=int, default=8, metavar="N", help="requests per round (default: 8)")
+    group.add_argument(
+        "--num-prompts", type=int, default=8, metavar="N", help="requests per round (default: 8)"
+    )
     group.add_argument("--input-len", type=int, default=128, metavar="N", help="prompt tokens (default: 128)")
     group.add_argument("--output-len", type=int, default=64, metavar="N", help="new tokens (default: 64)")
     group.add_argument("--rounds", type=int, default=3, metavar="N", help="timed rounds (default: 3)")
@@ -44,7 +46,9 @@ def run(args: argparse.Namespace) -> int:
     with options.make_engine(args) as engine:
         vocabulary = len(engine.tokenizer)
         serve(engine, workload(args, vocabulary, 0), args.output_len)
-        rounds = [serve(engine, workload(args, vocabulary, i), args.output_len) for i in range(1, args.rounds + 1)]
+        rounds = [
+            serve(engine, workload(args, vocabulary, i), args.output_len) for i in range(1, args.rounds + 1)
+        ]
         live = engine.memory()
     print(as_json(rounds, live) if args.json else as_text(args, rounds, live))
     return 0
@@ -80,18 +84,22 @@ def middle(rounds: list[Round]) -> dict[str, float]:
 
 
 def as_json(rounds: list[Round], memory: dict[str, int]) -> str:
-    return json.dumps({"median": middle(rounds), "rounds": [asdict(r) for r in rounds], "memory": memory}, indent=2)
+    return json.dumps(
+        {"median": middle(rounds), "rounds": [asdict(r) for r in rounds], "memory": memory}, indent=2
+    )
 
 
 def as_text(args: argparse.Namespace, rounds: list[Round], memory: dict[str, int]) -> str:
     """A few lines: the workload, the medians with their spread, and the memory."""
     mid, rates = middle(rounds), [r.new_tokens_per_s for r in rounds]
     total = args.num_prompts * (args.input_len + args.output_len) / mid["seconds"]
-    title = f"{args.num_prompts} requests, {args.input_len} prompt and {args.output_len} new tokens each"
+    spread = f"{min(rates):.1f} to {max(rates):.1f} in {len(rounds)} rounds"
+    first, last = mid["first_token_s"], mid["last_first_token_s"]
     rows = [
-        ("new tokens/s", f"{mid['new_tokens_per_s']:.1f}   (of {len(rounds)} rounds: {min(rates):.1f} to {max(rates):.1f})"),
+        ("new tokens/s", f"{mid['new_tokens_per_s']:.1f} ({spread})"),
         ("all tokens/s", f"{total:.1f}"),
-        ("first token", f"{mid['first_token_s']:.3f} s for the first request, {mid['last_first_token_s']:.3f} s for the last"),
+        ("first token", f"{first:.3f} s for the first request, {last:.3f} s for the last"),
         ("memory", ", ".join(f"{name} {show.size(count)}" for name, count in memory.items())),
     ]
+    title = f"{args.num_prompts} requests, {args.input_len} prompt and {args.output_len} new tokens each"
     return f"{title}\n{show.table(rows)}"

@@ -1,4 +1,7 @@
-"""Talk with a model. Ctrl-C stops an answer, Ctrl-D or /exit leaves, /reset forgets, /system TEXT sets the system message."""
+"""Talk with a model in the terminal.
+
+Ctrl-C stops an answer. Ctrl-D or /exit leaves, /reset starts again, /system TEXT sets the system message.
+"""
 
 from __future__ import annotations
 
@@ -79,7 +82,9 @@ class Conversation:
             return
         finally:
             if deltas is not None:
-                deltas.close()   # aborts the request if it still runs
+                deltas.close()  # aborts the request if it still runs
         seconds = time.monotonic() - started
-        print(f"\n({tokens} tokens, {tokens / max(seconds, 1e-9):.1f} tokens/s)" if sys.stdin.isatty() else "")
+        print(
+            f"\n({tokens} tokens, {tokens / max(seconds, 1e-9):.1f} tokens/s)" if sys.stdin.isatty() else ""
+        )
         self.messages = [*messages, {"role": "assistant", "content": text}]

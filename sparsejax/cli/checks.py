@@ -1,4 +1,4 @@
-"""What `sparsejax doctor` looks at. Each function returns Checks and changes nothing but an empty probe file."""
+"""What `sparsejax doctor` looks at. Nothing is changed but for an empty probe file that goes away."""
 
 from __future__ import annotations
 
@@ -64,7 +64,9 @@ def packages() -> Iterator[Check]:
     yield Check("packages", "ok", ", ".join(found))
     if wrong:
         names = " ".join(f"'{text.partition(' ')[0]}'" for text in wrong)
-        yield Check("packages", "fail", f"needed: {', '.join(wrong)}", f"{sys.executable} -m pip install {names}")
+        yield Check(
+            "packages", "fail", f"needed: {', '.join(wrong)}", f"{sys.executable} -m pip install {names}"
+        )
 
 
 def extras() -> Iterator[Check]:
@@ -141,7 +143,8 @@ def model(config: Any, check_nan: bool, started: float) -> Check:
     load_tokenizer(config.tokenizer or loaded.path)
     bad = not_finite(loaded.params) if check_nan else []
     seconds = time.monotonic() - started
-    text = f"{loaded.config.family}, {loaded.config.num_layers} layers, loaded in {seconds:.1f} s from {loaded.path}"
+    shape = f"{loaded.config.family}, {loaded.config.num_layers} layers"
+    text = f"{shape}, loaded in {seconds:.1f} s from {loaded.path}"
     if bad:
         fix = "the checkpoint is damaged: fetch it again, or ask whoever converted it"
         return Check("model", "fail", f"{text}; NaN or infinity in {', '.join(bad)}", fix)
@@ -154,8 +157,11 @@ def not_finite(params: Any) -> list[str]:
     import jax.numpy as jnp
 
     leaves = jax.tree_util.tree_leaves_with_path(params)
-    return [jax.tree_util.keystr(path, simple=True, separator=".") for path, leaf in leaves
-            if not bool(jnp.isfinite(leaf).all())]
+    return [
+        jax.tree_util.keystr(path, simple=True, separator=".")
+        for path, leaf in leaves
+        if not bool(jnp.isfinite(leaf).all())
+    ]
 
 
 def operations() -> Iterator[Check]:
@@ -176,12 +182,22 @@ def operations() -> Iterator[Check]:
     cases = {
         "kv_write": (pool, pool, new, new, array(tokens), array(tokens)),
         "paged_decode_attention": (array(rows, 8, 64, dtype=jnp.bfloat16), pool, pool, *listed),
-        "paged_prefill_attention": (array(tokens, 8, 64, dtype=jnp.bfloat16), pool, pool, *listed, array(rows + 1)),
+        "paged_prefill_attention": (
+            array(tokens, 8, 64, dtype=jnp.bfloat16),
+            pool,
+            pool,
+            *listed,
+            array(rows + 1),
+        ),
     }
     for name, case in cases.items():
         chosen, reasons = explain(name, *case)
         why = "; ".join(f"{other}: {shorten_reason(reason)}" for other, reason in reasons.items())
-        yield Check("operation", "ok" if chosen else "fail", f"{name}: {chosen or 'none'}" + (f" ({why})" if why else ""))
+        yield Check(
+            "operation",
+            "ok" if chosen else "fail",
+            f"{name}: {chosen or 'none'}" + (f" ({why})" if why else ""),
+        )
 
 
 def shorten_reason(reason: str) -> str:

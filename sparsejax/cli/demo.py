@@ -53,7 +53,9 @@ def serve_batch(engine: Any, params: Any) -> None:
         print(f"  {output.prompt} -> {show.shorten(output.outputs[0].text)}")
     prompt = sum(len(output.prompt_token_ids) for output in outputs)
     new = sum(len(output.outputs[0].token_ids) for output in outputs)
-    print(f"{prompt} prompt tokens and {new} new tokens in {seconds:.2f} s: {new / seconds:.0f} new tokens/s.")
+    print(
+        f"{prompt} prompt tokens and {new} new tokens in {seconds:.2f} s: {new / seconds:.0f} new tokens/s."
+    )
 
 
 def memory_text(engine: Any) -> str:

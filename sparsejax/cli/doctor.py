@@ -1,4 +1,4 @@
-"""Check this machine: versions, devices, kernels, caches and a model, with what to do about anything missing."""
+"""Check this machine: versions, devices, kernels, caches and a model, and say how to fix what is missing."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ MARKS = {"ok": "ok  ", "note": "note", "fail": "FAIL"}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("checks")
-    group.add_argument("--check-nan", action="store_true", help="read every weight and report NaN and infinity")
+    group.add_argument(
+        "--check-nan", action="store_true", help="read every weight and report NaN and infinity"
+    )
     group.add_argument("--no-model", action="store_true", help="do not load a model")
     group.add_argument("--json", action="store_true", help="print the checks as JSON")
     options.add_engine_options(parser)
@@ -51,10 +53,8 @@ def every_check(args: argparse.Namespace) -> Iterator[Check]:
     if devices.status == "fail":
         return
     yield from checks.operations()
-    from sparsejax.config import EngineConfig
-
     try:
-        config = EngineConfig(**options.given(args, EngineConfig))
+        config = options.make_config(args)
     except SparseJaxError as error:
         yield Check("settings", "fail", str(error))
         return

@@ -1,7 +1,7 @@
 """Complete prompts. They come from the command line, from --file, or from stdin (which is then one prompt).
 
-  sparsejax generate "Once upon a time" --max-tokens 64 --temperature 0
-  sparsejax generate --model path/or/hub-id --file prompts.txt --json > answers.jsonl
+sparsejax generate "Once upon a time" --max-tokens 64 --temperature 0
+sparsejax generate --model path/or/hub-id --file prompts.txt --json > answers.jsonl
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="one prompt per line; .jsonl has objects with 'prompt' or 'prompt_token_ids'; - is stdin",
     )
     group.add_argument("--json", action="store_true", help="print one JSON object per prompt")
-    group.add_argument("--chat", action="store_true", help="send each prompt through the model's chat template")
+    group.add_argument(
+        "--chat", action="store_true", help="send each prompt through the model's chat template"
+    )
     options.add_sampling_options(parser)
     options.add_engine_options(parser)
 
@@ -63,7 +65,9 @@ def read_file(path: str) -> list[Any]:
     try:
         text = sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise RequestError(f"--file {path} cannot be read as UTF-8 text: {error}", parameter="file") from error
+        raise RequestError(
+            f"--file {path} cannot be read as UTF-8 text: {error}", parameter="file"
+        ) from error
     lines = [line for line in text.splitlines() if line.strip()]
     return [from_json(line, path) for line in lines] if path.endswith(".jsonl") else lines
 

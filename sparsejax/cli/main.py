@@ -1,4 +1,4 @@
-"""Entry of the ``sparsejax`` command: finds the subcommand, imports only that one, turns errors into one line."""
+"""Entry of the ``sparsejax`` command: imports only the subcommand asked for, turns errors into one line."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from sparsejax.errors import SparseJaxError
 
-# Group -> command -> what the overview says. A command is a module of this package with `add_arguments` and `run`.
+# Group -> command -> what the overview says. A command is a module of this package: `add_arguments`, `run`.
 GROUPS = {
     "Use a model": {
         "demo": "serve a batch of prompts with the model inside the package",
@@ -60,6 +60,7 @@ def command_parser(name: str) -> argparse.ArgumentParser:
     module = importlib.import_module(f"sparsejax.cli.{name}")
     parser = argparse.ArgumentParser(
         prog=f"sparsejax {name}",
+        usage=f"sparsejax {name} [options]" + (" [PROMPT ...]" if name == "generate" else ""),
         description=module.__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -108,5 +109,5 @@ def guarded(args: argparse.Namespace) -> int:
         print("\nsparsejax: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())   # keeps the flush at exit quiet
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # keeps the flush at exit quiet
         return 141

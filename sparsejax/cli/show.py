@@ -39,7 +39,7 @@ def table(rows: Iterable[Sequence[Any]], *, indent: str = "  ") -> str:
 
 
 def stream(deltas: Iterable[Any], out: TextIO | None = None) -> tuple[str, int, str | None]:
-    """Print the text of RequestOutput deltas as it arrives. Returns the text, its tokens, the finish reason."""
+    """Print the text of RequestOutput deltas as it comes. Returns the text, its tokens, the finish reason."""
     out = out or sys.stdout
     text, tokens, reason = [], 0, None
     for delta in deltas:
