@@ -1,7 +1,8 @@
 """The process side of a contender: reads one JSON request per line, answers one JSON line each.
 
 Standard library only, so that any interpreter can run it. A contender is ``load(settings)``, which returns
-``serve`` and the versions in use; ``serve(requests)`` returns the new token ids per request. Settings name the model, the dtype and the threads.
+``serve`` and the versions in use; ``serve(requests)`` returns the new token ids per request. The settings
+name the model, the dtype and the threads.
 """
 
 from __future__ import annotations
