@@ -218,6 +218,16 @@ class SamplingParams:
     def greedy(self) -> bool:
         return self.temperature == 0.0
 
+    @property
+    def penalised(self) -> bool:
+        return bool(self.presence_penalty or self.frequency_penalty or self.repetition_penalty != 1.0)
+
+    @property
+    def plain_greedy(self) -> bool:
+        """Whether the most likely token of the raw logits is the answer, without alternatives."""
+        edits = self.penalised or self.logit_bias or self.allowed_token_ids or self.bad_words
+        return self.greedy and not edits and self.min_tokens == 0 and not self.logprobs
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> SamplingParams:
         """Build from a mapping; an unknown key is a RequestError with the likely meant name."""
