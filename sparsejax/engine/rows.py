@@ -111,7 +111,7 @@ def pack_row(
     stops = params.all_stop_ids(eos_ids)
     if len(stops) > MAX_STOP_IDS:
         raise RequestError(
-            f"{len(stops)} EOS and stop ids were given; at most {MAX_STOP_IDS} fit. Give fewer stop_token_ids.",
+            f"{len(stops)} EOS and stop ids were given; at most {MAX_STOP_IDS} fit. Give fewer.",
             parameter="stop_token_ids",
             value=params.stop_token_ids,
         )

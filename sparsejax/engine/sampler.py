@@ -1,4 +1,4 @@
-"""Sampling on the device: a batch of logits and per-row parameters, all data, to tokens and log-probabilities.
+"""Sampling on the device: a batch of logits and per-row parameters, all data, to tokens and logprobs.
 
 Pure functions without compile-time options, so one program serves every mix of requests. Every operation
 stays inside its row: a seeded row draws the same token at any batch position and size.
@@ -72,11 +72,14 @@ def _finite(logits: Float[Array, "B V"]) -> Float32[Array, "B V"]:
     return jnp.where(jnp.isnan(x), -jnp.inf, jnp.minimum(x, jnp.finfo(jnp.float32).max))
 
 
-def _argmax(x: Float32[Array, "B V"]) -> tuple[Int32[Array, " B"], Float32[Array, " B"]]:
-    """First largest token and its value; two plain reductions vectorise on CPU, an argmax does not."""
-    best = jnp.max(x, axis=-1)
-    index = lax.broadcasted_iota(jnp.int32, x.shape, 1)
-    return jnp.min(jnp.where(x == best[:, None], index, x.shape[1] - 1), axis=-1), best
+def _first_at(x: Float32[Array, "B V"], best: Float32[Array, " B"]) -> Int32[Array, " B"]:
+    """Index of the first ``best`` in each row.
+
+    A float minimum, exact for V below 2**24: on CPU it vectorises, argmax and integer reductions do not.
+    """
+    index = lax.broadcasted_iota(jnp.float32, x.shape, 1)
+    last = float(x.shape[1] - 1)
+    return jnp.min(jnp.where(x == best[:, None], index, last), axis=-1).astype(jnp.int32)
 
 
 def _log_sum_exp(x: Float32[Array, "B V"], best: Float32[Array, " B"]) -> Float32[Array, " B"]:
@@ -94,13 +97,14 @@ def _unpack(words: Int32[Array, "B W"], vocab: int) -> Bool[Array, "B V"]:
 def sample_greedy(logits: Float[Array, "B V"]) -> Sampled:
     """Most likely token of each row (the first among equals) and its log-probability; no alternatives."""
     x = _finite(logits)
-    token, best = _argmax(x)
+    best = jnp.max(x, axis=-1)
+    token = _first_at(x, best)
     logprob = jnp.where(best > -jnp.inf, best - _log_sum_exp(x, best), -jnp.inf)
     return Sampled(token, logprob, jnp.ones_like(token))
 
 
 def sample(logits: Float[Array, "B V"], rows: SamplingRows) -> Sampled:
-    """Sample one token per row. Order: allowed set, bias, min_tokens, penalties, temperature, min_p, top_k, top_p.
+    """One token per row: allowed set, bias, min_tokens, penalties, temperature, min_p, top_k, top_p, draw.
 
     Log-probabilities and ranks are of the unmodified logits. Temperature 0 takes the best token after the
     penalties. A row whose every token is forbidden falls back to its unmodified logits. What no row of the
@@ -109,18 +113,15 @@ def sample(logits: Float[Array, "B V"], rows: SamplingRows) -> Sampled:
     raw = _finite(logits)
     best = jnp.max(raw, axis=-1)
     log_total = _log_sum_exp(raw, best)
-    x = lax.cond(_any_edit(rows), _edit, lambda raw, rows: raw, raw, rows)
-    token, peak = _argmax(x)
-    random = rows.temperature > 0
-    drawn = lax.cond(jnp.any(random), _draw, lambda x, peak, token, rows: token, x, peak, token, rows)
-    token = jnp.where(random, drawn, token)
+    plain = ~(_any_edit(rows) | jnp.any(rows.temperature > 0))
+    token = lax.cond(plain, lambda raw, best, rows: _first_at(raw, best), _choose, raw, best, rows)
     return _describe(raw, best, log_total, token, rows.num_logprobs)
 
 
 def score(
     logits: Float[Array, "T V"], tokens: Int32[Array, " T"], num_logprobs: Int32[Array, " T"]
 ) -> Sampled:
-    """Log-probability, rank and alternatives of given tokens, as ``sample`` reports them (prompt logprobs)."""
+    """Log-probability, rank and alternatives of given tokens, as ``sample`` reports them."""
     raw = _finite(logits)
     best = jnp.max(raw, axis=-1)
     return _describe(raw, best, _log_sum_exp(raw, best), tokens, num_logprobs)
@@ -134,9 +135,11 @@ def advance(rows: SamplingRows, token: Int32[Array, " B"], active: Bool[Array, "
 
 
 def _describe(raw, best, log_total, token, num_logprobs) -> Sampled:
+    """Logprob, rank and, if any row asks, alternatives of ``token`` [B] under the raw logits [B, V]."""
     chosen = jnp.take_along_axis(raw, token[:, None], axis=-1)
     logprob = jnp.where(best > -jnp.inf, chosen[:, 0] - log_total, -jnp.inf)
-    rank = 1 + jnp.sum(raw > chosen, axis=-1, dtype=jnp.int32)
+    better = jnp.sum(jnp.where(raw > chosen, 1.0, 0.0), axis=-1)  # exact: V is below 2**24
+    rank = 1 + better.astype(jnp.int32)
     width = min(MAX_LOGPROBS, raw.shape[1])
     short = ((0, 0), (0, MAX_LOGPROBS - width))
 
@@ -161,6 +164,15 @@ def _any_edit(rows: SamplingRows) -> Bool[Array, ""]:
     held_back = rows.step < rows.min_tokens
     banned = jnp.any(rows.allowed != -1) | jnp.any(rows.bias_ids >= 0)
     return banned | jnp.any(held_back) | jnp.any(_penalised(rows))
+
+
+def _choose(raw, best, rows: SamplingRows) -> Int32[Array, " B"]:
+    x = lax.cond(_any_edit(rows), _edit, lambda raw, rows: raw, raw, rows)
+    peak = jnp.max(x, axis=-1)
+    token = _first_at(x, peak)
+    random = rows.temperature > 0
+    drawn = lax.cond(jnp.any(random), _draw, lambda x, peak, token, rows: token, x, peak, token, rows)
+    return jnp.where(random, drawn, token)
 
 
 def _edit(raw: Float32[Array, "B V"], rows: SamplingRows) -> Float32[Array, "B V"]:
