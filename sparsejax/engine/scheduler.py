@@ -81,6 +81,7 @@ class Scheduler:
         return bool(self.waiting or self.running)
 
     def add(self, sequence: Sequence) -> None:
+        sequence.status = Status.WAITING
         bisect.insort(self.waiting, sequence, key=_order)
 
     def fork(self, parent: Sequence, children: Iterable[Sequence]) -> None:
@@ -101,7 +102,10 @@ class Scheduler:
         dispatched, so a step still in flight writes before any later owner does."""
         if sequence.status is Status.FINISHED:
             return
-        (self.running if sequence.status is Status.RUNNING else self.waiting).remove(sequence)
+        if sequence.status is Status.RUNNING:
+            self.running.remove(sequence)
+        elif sequence.status is Status.WAITING:
+            self.waiting.remove(sequence)
         self._release(sequence)
         sequence.status = Status.FINISHED
 
@@ -211,7 +215,7 @@ class Scheduler:
             return False
         self.running.remove(victim)
         self._release(victim)
-        victim.num_computed, victim.status = 0, Status.WAITING
+        victim.num_computed = 0
         self.num_preemptions += 1
         self.add(victim)
         return victim is not sequence

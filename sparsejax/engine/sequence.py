@@ -10,6 +10,7 @@ PENDING = -1
 
 
 class Status(enum.Enum):
+    NEW = "new"
     WAITING = "waiting"
     RUNNING = "running"
     FINISHED = "finished"
@@ -39,7 +40,7 @@ class Sequence:
     num_computed: int = 0
     pages: list[int] = field(default_factory=list)
     row: int = -1
-    status: Status = Status.WAITING
+    status: Status = Status.NEW
 
     def __post_init__(self) -> None:
         self.num_prompt = len(self.tokens)
