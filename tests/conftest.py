@@ -19,6 +19,14 @@ def machine_key() -> str:
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax" / machine_key()))
+CACHE = str(ROOT / ".cache" / "jax" / machine_key())
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", CACHE)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
+
+
+def pytest_configure() -> None:
+    """Engines made by tests keep their compiled programs in the checkout too, not in the user's home."""
+    import sparsejax.config
+
+    sparsejax.config.DEFAULT_COMPILE_CACHE = CACHE

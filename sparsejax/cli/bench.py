@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
         if getattr(args, name) < 1:
             raise RequestError(f"--{name.replace('_', '-')} must be at least 1.", parameter=name)
     with options.make_engine(args) as engine:
-        vocabulary = len(engine.tokenizer)
+        vocabulary = engine.core.runner.vocab_size
         serve(engine, workload(args, vocabulary, 0), args.output_len)
         rounds = [
             serve(engine, workload(args, vocabulary, i), args.output_len) for i in range(1, args.rounds + 1)

@@ -11,7 +11,6 @@ import time
 from typing import Any
 
 from sparsejax.cli import options, show
-from sparsejax.cli.generate import chat_prompt
 from sparsejax.errors import CapacityError, RequestError
 
 DEFAULT_MAX_TOKENS = 512
@@ -65,13 +64,16 @@ class Conversation:
             print()
             return None
 
+    def prompt(self, messages: list[dict[str, str]]) -> dict[str, Any]:
+        return self.engine.chat_prompts(messages, add_generation_prompt=True)[0]
+
     def answer(self, line: str) -> None:
         """Stream one answer. A refused request is reported and forgotten; what was said before stays."""
         messages = [*self.messages, {"role": "user", "content": line}]
         started = time.monotonic()
         deltas = None
         try:
-            prompt = chat_prompt(self.engine, messages) if self.templated else line
+            prompt = self.prompt(messages) if self.templated else line
             deltas = self.engine.stream(prompt, self.params)
             text, tokens, _ = show.stream(deltas)
         except KeyboardInterrupt:

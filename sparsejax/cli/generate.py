@@ -37,7 +37,8 @@ def run(args: argparse.Namespace) -> int:
     params = options.make_sampling(args)
     with options.make_engine(args) as engine:
         if args.chat:
-            prompts = [chat_prompt(engine, [{"role": "user", "content": prompt}]) for prompt in prompts]
+            talks = [[{"role": "user", "content": prompt}] for prompt in prompts]
+            prompts = engine.chat_prompts(talks, add_generation_prompt=True)
         if len(prompts) == 1 and params.n == 1 and not args.json:
             show.stream(engine.stream(prompts[0], params))
             print()
@@ -88,18 +89,6 @@ def from_json(line: str, path: str) -> Any:
         f"{show.shorten(line)}",
         parameter="file",
     )
-
-
-def chat_prompt(engine: Any, messages: list[dict[str, str]]) -> dict[str, list[int]]:
-    """The token ids of a conversation under the model's own chat template."""
-    tokenizer = engine.tokenizer
-    if not getattr(tokenizer, "chat_template", None):
-        raise RequestError(
-            "this model has no chat template, so it cannot be asked in messages: "
-            "use `sparsejax generate` without --chat, or a model tuned for chat."
-        )
-    encoded = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True)
-    return {"prompt_token_ids": list(encoded["input_ids"] if hasattr(encoded, "keys") else encoded)}
 
 
 def as_text(index: int, output: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,22 +13,11 @@ from sparsejax.engine.request import CompletionOutput, RequestOutput, SamplingPa
 from sparsejax.errors import RequestError
 
 
-class Words:
-    """A tokenizer of one id per character, with or without a chat template."""
-
-    def __init__(self, chat_template: str | None = "messages"):
-        self.chat_template = chat_template
-
-    def apply_chat_template(self, messages: list[dict], **_: Any) -> dict[str, list[int]]:
-        text = "".join(f"{m['role'][0]}:{m['content']};" for m in messages)
-        return {"input_ids": [ord(c) for c in text]}
-
-
 class EchoEngine:
     """Answers every prompt with its own text; remembers what it was asked."""
 
     def __init__(self) -> None:
-        self.tokenizer: Any = Words()
+        self.tokenizer: Any = SimpleNamespace(chat_template="messages")
         self.asked: list[tuple[str, SamplingParams]] = []
         self.closed = False
         self.aborted = 0
@@ -38,6 +28,13 @@ class EchoEngine:
 
     def __exit__(self, *_: Any) -> None:
         self.closed = True
+
+    def chat_prompts(self, messages: list, **options: Any) -> list[dict[str, Any]]:
+        if not self.tokenizer.chat_template:
+            raise RequestError("this model has no chat template", parameter="messages")
+        talks = messages if isinstance(messages[0], list) else [messages]
+        texts = ["".join(f"{m['role'][0]}:{m['content']};" for m in talk) for talk in talks]
+        return [{"prompt": text, "prompt_token_ids": [ord(c) for c in text]} for text in texts]
 
     def text_of(self, prompt: Any) -> str:
         return prompt if isinstance(prompt, str) else "".join(chr(i) for i in prompt["prompt_token_ids"])
