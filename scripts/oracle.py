@@ -1,7 +1,7 @@
 """Compares sparsejax with transformers live, on the tiny checkpoints of the tests.
 
-The peer runs as a subprocess with its own interpreter (torch and transformers, no JAX); with ``--seed`` the weights
-and prompts differ from those of the committed answers. Exits with 1 if any case differs.
+The peer runs as a subprocess with its own interpreter (torch and transformers, no JAX); with ``--seed`` the
+weights and prompts differ from those of the committed answers. Exits with 1 if any case differs.
 """
 
 from __future__ import annotations
