@@ -37,7 +37,6 @@ def find_model(path_or_hub_id: str | Path | None) -> Path:
 
 
 def _download(hub_id: str) -> Path:
-    import httpx
     import huggingface_hub
     from huggingface_hub import errors
 
@@ -48,7 +47,7 @@ def _download(hub_id: str) -> Path:
             f"there is no directory {hub_id!r}, and the hub has no such model that you may read; check the "
             "name, or log in with `hf auth login` if it is private or gated"
         ) from error
-    except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, httpx.HTTPError, OSError) as error:
+    except (errors.HTTPError, OSError) as error:
         raise ModelError(
             f"there is no directory {hub_id!r}, and the hub cannot be reached to download a model of that "
             f"name ({type(error).__name__}); give a local directory, or connect and try again"

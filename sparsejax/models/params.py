@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import zlib
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from sparsejax.models.config import DecoderConfig
 
@@ -55,29 +57,34 @@ def param_count(cfg: DecoderConfig) -> int:
 
 
 def init_params(
-    cfg: DecoderConfig, rng: jax.Array, dtype: Any = jnp.float32, *, std: float = 0.02
+    cfg: DecoderConfig, rng: jax.Array | int, dtype: Any = jnp.float32, *, std: float = 0.02
 ) -> dict[str, Any]:
     """Random parameters: normal with ``std`` (residual outputs divided by sqrt(2L)), norms one, biases zero.
 
+    Drawn in float32 on the host, each leaf from its own stream: nothing is compiled, and every platform
+    starts from the same numbers.
+
     Args:
-        rng: a JAX key.
-        dtype: dtype of every leaf; draws are made in float32.
+        rng: a concrete JAX key, or a seed.
+        dtype: dtype of every leaf.
     """
+    seed = [rng] if isinstance(rng, int) else np.asarray(jax.random.key_data(rng)).ravel().tolist()
     residual = std / math.sqrt(2 * cfg.num_layers)
 
-    def leaf(key: jax.Array, name: str, shape: Shape) -> jax.Array:
+    def leaf(path: tuple[str, ...], shape: Shape) -> jax.Array:
+        name = path[-1]
         if name.endswith("norm"):
-            return jnp.ones(shape, dtype)
+            return jax.device_put(np.ones(shape, dtype))
         if name.endswith("bias"):
-            return jnp.zeros(shape, dtype)
+            return jax.device_put(np.zeros(shape, dtype))
         scale = residual if name in ("o", "down") else std
-        return (scale * jax.random.normal(key, shape, jnp.float32)).astype(dtype)
+        draws = np.random.default_rng([*seed, zlib.crc32("/".join(path).encode())])
+        return jax.device_put((scale * draws.standard_normal(shape, np.float32)).astype(dtype))
 
-    def branch(key: jax.Array, tree: dict[str, Any]) -> dict[str, Any]:
-        keys = jax.random.split(key, len(tree))
+    def branch(tree: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
         return {
-            name: branch(k, value) if isinstance(value, dict) else leaf(k, name, value)
-            for k, (name, value) in zip(keys, sorted(tree.items()), strict=True)
+            name: branch(node, (*path, name)) if isinstance(node, dict) else leaf((*path, name), node)
+            for name, node in tree.items()
         }
 
-    return branch(rng, param_shapes(cfg))
+    return branch(param_shapes(cfg), ())
