@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from sparsejax.engine.params import MAX_BIAS_ENTRIES
 from sparsejax.errors import RequestError
 
 
@@ -27,11 +28,16 @@ class BadWords:
         return bool(self.sequences)
 
 
-def compile_bad_words(words: Sequence[str], tokenizer: Any) -> BadWords:
+def compile_bad_words(words: Sequence[str], tokenizer: Any, biased: int = 0) -> BadWords:
     """Token ids of each word, as it is and after a space.
 
+    Args:
+        words: the request's bad_words.
+        tokenizer: anything with ``encode(text, add_special_tokens=False)``.
+        biased: entries of the request's logit_bias; bans share its room.
+
     Raises:
-        RequestError: no tokenizer, or a word without tokens.
+        RequestError: no tokenizer, a word without tokens, or more words than fit.
     """
     if not words:
         return BadWords()
@@ -57,7 +63,16 @@ def compile_bad_words(words: Sequence[str], tokenizer: Any) -> BadWords:
                 never[ids[0]] = None
             else:
                 sequences[ids] = None
-    return BadWords(tuple(never), tuple(sequences))
+    last = {ids[-1] for ids in sequences} - never.keys()
+    if len(last) + biased > MAX_BIAS_ENTRIES:
+        raise RequestError(
+            f"bad_words needs up to {len(last)} bans beside {biased} logit_bias entries; "
+            f"at most {MAX_BIAS_ENTRIES} fit. Give fewer words.",
+            parameter="bad_words",
+            value=len(words),
+        )
+    kept = tuple(ids for ids in sequences if ids[-1] not in never)
+    return BadWords(tuple(never), kept)
 
 
 def banned_next(bad: BadWords, output_ids: Sequence[int]) -> list[int]:

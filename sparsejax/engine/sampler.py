@@ -167,15 +167,14 @@ def _any_edit(rows: SamplingRows) -> Bool[Array, ""]:
 
 
 def _choose(raw, best, rows: SamplingRows) -> Int32[Array, " B"]:
-    x = lax.cond(_any_edit(rows), _edit, lambda raw, rows: raw, raw, rows)
-    peak = jnp.max(x, axis=-1)
-    token = _first_at(x, peak)
+    x = lax.cond(_any_edit(rows), edit_logits, lambda raw, rows: raw, raw, rows)
+    token = _first_at(x, jnp.max(x, axis=-1))
     random = rows.temperature > 0
-    drawn = lax.cond(jnp.any(random), _draw, lambda x, peak, token, rows: token, x, peak, token, rows)
+    drawn = lax.cond(jnp.any(random), _draw, lambda x, token, rows: token, x, token, rows)
     return jnp.where(random, drawn, token)
 
 
-def _edit(raw: Float32[Array, "B V"], rows: SamplingRows) -> Float32[Array, "B V"]:
+def edit_logits(raw: Float32[Array, "B V"], rows: SamplingRows) -> Float32[Array, "B V"]:
     """Allowed set, bias, min_tokens and penalties; rows left without any token keep their raw logits."""
     vocab = raw.shape[1]
     x = jnp.where(_unpack(rows.allowed, vocab), raw, -jnp.inf)
@@ -198,11 +197,14 @@ def _penalise(x: Float32[Array, "B V"], rows: SamplingRows) -> Float32[Array, "B
     return x - jnp.where(counts > 0, rows.presence[:, None], 0.0)
 
 
-def _draw(x, peak, fallback, rows: SamplingRows) -> Int32[Array, " B"]:
-    """Temperature, min_p, top_k, top_p and the draw with each row's own key."""
+def draw_weights(x: Float32[Array, "B V"], rows: SamplingRows) -> Float32[Array, "B V"]:
+    """Temperature, min_p, top_k and top_p: weights proportional to the probabilities tokens are drawn with.
+
+    The best token of a row has weight 1; a row without a finite value has only zeros.
+    """
+    peak = jnp.max(x, axis=-1, keepdims=True)
     temperature = jnp.where(rows.temperature > 0, rows.temperature, 1.0)[:, None]
-    anchor = jnp.where(peak > -jnp.inf, peak, 0.0)[:, None]
-    weights = jnp.exp((x - anchor) / temperature)  # 1 for the best token
+    weights = jnp.exp((x - jnp.where(peak > -jnp.inf, peak, 0.0)) / temperature)
     weights = jnp.where(weights >= rows.min_p[:, None], weights, 0.0)
 
     def top_k(weights):
@@ -214,8 +216,11 @@ def _draw(x, peak, fallback, rows: SamplingRows) -> Int32[Array, " B"]:
 
     random = rows.temperature > 0
     weights = lax.cond(jnp.any(random & (rows.top_k > 0)), top_k, lambda w: w, weights)
-    weights = lax.cond(jnp.any(random & (rows.top_p < 1)), top_p, lambda w: w, weights)
-    token, drawable = draw(weights, jax.vmap(_key)(rows.seed, rows.step))
+    return lax.cond(jnp.any(random & (rows.top_p < 1)), top_p, lambda w: w, weights)
+
+
+def _draw(x, fallback, rows: SamplingRows) -> Int32[Array, " B"]:
+    token, drawable = draw(draw_weights(x, rows), jax.vmap(_key)(rows.seed, rows.step))
     return jnp.where(drawable, token, fallback)
 
 
