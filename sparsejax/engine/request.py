@@ -5,6 +5,7 @@ Field names are those of vLLM, so code written for it keeps working. Imports no 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from sparsejax.engine.params import (
@@ -25,6 +26,7 @@ __all__ = [
     "RequestOutput",
     "RequestOutputKind",
     "SamplingParams",
+    "token_logprobs",
 ]
 
 
@@ -35,6 +37,22 @@ class Logprob:
     logprob: float
     rank: int | None = None
     decoded_token: str | None = None
+
+
+def token_logprobs(
+    token: int,
+    logprob: float,
+    rank: int,
+    top_ids: Sequence[int] = (),
+    top_logprobs: Sequence[float] = (),
+    decode: Callable[[int], str] | None = None,
+) -> dict[int, Logprob]:
+    """Entry of one position: the chosen token first, then the alternatives in order, each once."""
+    entry = {token: Logprob(float(logprob), int(rank), decode(token) if decode else None)}
+    for position, (other, value) in enumerate(zip(top_ids, top_logprobs, strict=True), 1):
+        if int(other) >= 0 and int(other) != token:
+            entry[int(other)] = Logprob(float(value), position, decode(int(other)) if decode else None)
+    return entry
 
 
 @dataclass(slots=True)

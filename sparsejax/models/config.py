@@ -86,7 +86,7 @@ class DecoderConfig:
 
     Attributes:
         windows: per layer, how many last tokens a query sees (its own included); None is all of them.
-        dtype: the dtype the checkpoint was written in, what ``dtype="auto"`` means.
+        dtype: the dtype the checkpoint says it was written in, None if it does not say.
         architecture: the name in ``config.json`` that chose the family; ``export`` writes it back.
     """
 
@@ -114,7 +114,7 @@ class DecoderConfig:
     eos_token_ids: tuple[int, ...] = ()
     pad_token_id: int | None = None
     architecture: str = "LlamaForCausalLM"
-    dtype: str = "float32"
+    dtype: str | None = None
 
     def __post_init__(self) -> None:
         sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads")
@@ -127,7 +127,8 @@ class DecoderConfig:
             f"num_heads ({self.num_heads}) must be a multiple of num_kv_heads ({self.num_kv_heads})",
         )
         _require(self.head_dim % 2 == 0, f"head_dim must be even for rotary embeddings, got {self.head_dim}")
-        _require(self.norm_eps > 0, f"norm_eps must be positive, got {self.norm_eps}")
+        ok = isinstance(self.norm_eps, (int, float)) and self.norm_eps > 0
+        _require(ok, f"norm_eps must be a positive number, got {self.norm_eps!r}")
         _require(
             self.activation in ACTIVATIONS,
             f"activation {self.activation!r} is unknown; known: {', '.join(ACTIVATIONS)}",
@@ -139,7 +140,8 @@ class DecoderConfig:
             f"windows must have one entry per layer ({self.num_layers}), got {len(self.windows)}",
         )
         for window in self.windows:
-            _require(window is None or window > 0, f"a sliding window must be positive, got {window}")
+            ok = window is None or (isinstance(window, int) and window > 0)
+            _require(ok, f"a sliding window must be a positive integer, got {window!r}")
 
     @property
     def group_size(self) -> int:
