@@ -142,7 +142,8 @@ def model(config: Any, check_nan: bool) -> Check:
     started = time.monotonic()
     loaded = load_model(config.model, config.dtype, check_finite=check_nan)
     seconds = time.monotonic() - started
-    text = f"{loaded.config.family}, {loaded.config.num_layers} layers, loaded in {seconds:.1f} s from {loaded.path}"
+    shape = f"{loaded.config.family}, {loaded.config.num_layers} layers"
+    text = f"{shape}, loaded in {seconds:.1f} s from {loaded.path}"
     return Check("model", "ok", text + (", every weight is finite" if check_nan else ""))
 
 
