@@ -20,7 +20,7 @@ from sparsejax.engine.table import StepTable
 from sparsejax.errors import CapacityError, ConfigError
 from sparsejax.models.config import DecoderConfig
 from sparsejax.models.loader import LoadedModel, load_model
-from sparsejax.models.tokenizer import load_tokenizer
+from sparsejax.models.tokenizer import has_tokenizer, load_tokenizer
 
 CPU_POOL_LIMIT = 4 << 30
 """On a CPU the pools share memory with everything else: more than this must be asked for by name."""
@@ -38,8 +38,10 @@ def build_core(config: EngineConfig, model: LoadedModel | None = None, tokenizer
     use_compile_cache(config.compile_cache_path())
     if model is None:
         model = load_model(config.model, config.dtype, progress=sys.stderr.isatty())
-    if tokenizer is None:
-        tokenizer = load_tokenizer(config.tokenizer or model.path, required=config.tokenizer is not None)
+    if tokenizer is None and config.tokenizer is not None:
+        tokenizer = load_tokenizer(config.tokenizer)
+    elif tokenizer is None and model.path is not None and has_tokenizer(model.path):
+        tokenizer = load_tokenizer(model.path)
     max_model_len = _max_model_len(config, model.config)
     table = StepTable.build(config.max_num_seqs, config.max_num_batched_tokens, config.num_decode_steps)
     width = -(-max_model_len // config.page_size)

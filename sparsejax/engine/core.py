@@ -11,8 +11,8 @@ from typing import Any
 import jax
 
 from sparsejax.cache.allocator import PageAllocator
-from sparsejax.engine.badwords import BadWords, banned_next
-from sparsejax.engine.detokenizer import Detokenizer
+from sparsejax.engine.bad_words import BadWords, banned_next, compile_bad_words
+from sparsejax.engine.detokenizer import Detokenizer, TextDecoder
 from sparsejax.engine.interrupt import deferred_interrupt
 from sparsejax.engine.params import SamplingParams
 from sparsejax.engine.prompts import Prompt, check_length
@@ -55,6 +55,7 @@ class EngineCore:
         self.scheduler = Scheduler(limits, allocator)
         self.max_model_len = max_model_len
         self.tokenizer = tokenizer
+        self._text = None if tokenizer is None else TextDecoder(tokenizer)
         self.counters: Counter[str] = Counter()
         self._eos_ids = eos_ids
         self._seed = seed
@@ -93,20 +94,19 @@ class EngineCore:
             frozenset(self._eos_ids), self._token_text,
         )  # fmt: skip
         self._arrivals += 1
-        bad_words = BadWords.compile(params.bad_words, self.tokenizer) if params.bad_words else None
+        bad_words = compile_bad_words(params.bad_words or (), self.tokenizer)
         seed = params.seed if params.seed is not None else mix_seed(self._seed, self._arrivals)
         for index in range(params.n):
             sequence = Sequence(
                 list(prompt.token_ids), max_tokens, (priority, self._arrivals, index),
-                needs_history=bool(bad_words and bad_words.sequences),
+                needs_history=bad_words.needs_history,
             )  # fmt: skip
             choice = Choice(
-                index, sequence, Detokenizer(self.tokenizer, prompt.token_ids, params), mix_seed(seed, index)
+                index, sequence, Detokenizer(self._text, prompt.token_ids, params), mix_seed(seed, index)
             )
             tracker.choices.append(choice)
             self._owner[sequence] = (tracker, choice)
-            if bad_words:
-                self._bad_words[sequence] = bad_words
+            self._bad_words[sequence] = bad_words
         first, *rest = (choice.sequence for choice in tracker.choices)
         if rest:
             self._forks[first] = rest
@@ -195,10 +195,9 @@ class EngineCore:
         return _InFlight(plan, outputs)
 
     def _row_values(self, sequence: Sequence, tracker: Tracker, choice: Choice) -> dict:
-        bad_words = self._bad_words.get(sequence)
         return pack_row(
             tracker.params, tracker.prompt_ids, choice.token_ids, self.runner.vocab_size, self._eos_ids, choice.seed,
-            never=bad_words.never if bad_words else (),
+            never=self._bad_words[sequence].never,
         )  # fmt: skip
 
     def _ban(self, sequence: Sequence) -> None:
@@ -253,8 +252,8 @@ class EngineCore:
         sequence = choice.sequence
         self.scheduler.finish(sequence)
         self._forks.pop(sequence, None)
-        self._owner.pop(sequence, None)
-        self._bad_words.pop(sequence, None)
+        del self._owner[sequence]
+        del self._bad_words[sequence]
 
     def _report(self, trackers: Iterable[Tracker]) -> list[RequestOutput]:
         outputs = []
@@ -267,4 +266,4 @@ class EngineCore:
         return outputs
 
     def _token_text(self, token: int) -> str | None:
-        return None if self.tokenizer is None else self.tokenizer.decode([token])
+        return None if self._text is None else self._text.token_text(token)

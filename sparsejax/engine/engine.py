@@ -18,6 +18,7 @@ from sparsejax.engine.prompts import Prompt, read_prompt, split_prompts
 from sparsejax.engine.request import RequestOutput
 from sparsejax.engine.stats import engine_stats
 from sparsejax.errors import ConfigError, RequestError
+from sparsejax.models.loader import LoadedModel
 
 
 class Engine:
@@ -37,8 +38,20 @@ class Engine:
     """
 
     def __init__(self, model: str | None = None, *, config: EngineConfig | None = None, **overrides: Any):
-        self.config = EngineConfig.make(model, config, **overrides)
-        self._core: EngineCore | None = build_core(self.config)
+        self._start(EngineConfig.make(model, config, **overrides))
+
+    @classmethod
+    def from_loaded(
+        cls, model: LoadedModel, tokenizer: Any = None, *, config: EngineConfig | None = None, **overrides: Any
+    ) -> Engine:
+        """An engine over parameters that are in memory already, for example between training steps."""
+        engine = cls.__new__(cls)
+        engine._start(EngineConfig.make(None, config, **overrides), model, tokenizer)
+        return engine
+
+    def _start(self, config: EngineConfig, model: LoadedModel | None = None, tokenizer: Any = None) -> None:
+        self.config = config
+        self._core: EngineCore | None = build_core(config, model, tokenizer)
         self._ids = itertools.count()
 
     @property

@@ -116,7 +116,7 @@ def pack_row(
             value=params.stop_token_ids,
         )
     row["stop_ids"][: len(stops)] = stops
-    _put_bias(row, params, banned)
+    row["bias_ids"], row["bias_values"] = pack_bias(params, banned)
     if params.allowed_token_ids is not None or never:
         allowed = np.full(vocab_size, params.allowed_token_ids is None)
         allowed[list(params.allowed_token_ids or ())] = True
@@ -129,7 +129,12 @@ def pack_row(
     return row
 
 
-def _put_bias(row: dict[str, np.ndarray], params: SamplingParams, banned: Sequence[int]) -> None:
+def pack_bias(params: SamplingParams, banned: Sequence[int] = ()) -> tuple[np.ndarray, np.ndarray]:
+    """Ids (-1 padded) and values of one row's biases; banned ids get -inf.
+
+    Raises:
+        RequestError: more than 320 biases and bans together.
+    """
     bias = dict(params.logit_bias or {})
     bias.update((token, -np.inf) for token in banned)
     if len(bias) > MAX_BIAS_ENTRIES:
@@ -138,8 +143,10 @@ def _put_bias(row: dict[str, np.ndarray], params: SamplingParams, banned: Sequen
             parameter="logit_bias",
             value=len(bias),
         )
-    row["bias_ids"][: len(bias)] = list(bias)
-    row["bias_values"][: len(bias)] = list(bias.values())
+    ids, values = np.full(MAX_BIAS_ENTRIES, -1, np.int32), np.zeros(MAX_BIAS_ENTRIES, np.float32)
+    ids[: len(bias)] = list(bias)
+    values[: len(bias)] = list(bias.values())
+    return ids, values
 
 
 def stack_rows(packed: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:

@@ -87,8 +87,7 @@ class Tracker:
                 choice.text += choice.detokenizer.push([token])
             self.end(choice, "stop", None if token in self.eos_ids else token)
             return
-        check_stop = len(choice.token_ids) >= params.min_tokens
-        choice.text += choice.detokenizer.push([token], check_stop=check_stop)
+        choice.text += choice.detokenizer.push([token])
         if choice.detokenizer.stopped is not None:
             self.end(choice, "stop", choice.detokenizer.stopped)
         elif len(choice.token_ids) >= choice.sequence.max_tokens:

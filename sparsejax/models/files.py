@@ -11,14 +11,18 @@ from typing import Any
 from sparsejax.errors import ModelError
 from sparsejax.models.safetensors_file import SafetensorsFile, read_header
 
+EMBEDDED = Path(__file__).parent / "embedded"
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _WANTED = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 
 
-def find_model(path_or_hub_id: str | Path) -> Path:
-    """The directory of a model; a hub id that is no local path is downloaded, or found in the hub's cache."""
+def find_model(path_or_hub_id: str | Path | None) -> Path:
+    """The directory of a model: None is the one inside the package, a hub id that is no local path is
+    downloaded, or found in the hub's cache."""
+    if path_or_hub_id is None:
+        return EMBEDDED
     path = Path(path_or_hub_id).expanduser()
     if path.is_dir():
         return path

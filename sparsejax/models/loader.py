@@ -56,7 +56,7 @@ def load_config(path: str | Path) -> DecoderConfig:
 
 
 def load_model(
-    path_or_hub_id: str | Path,
+    path_or_hub_id: str | Path | None,
     dtype: Any = "auto",
     *,
     progress: bool = False,
@@ -68,7 +68,8 @@ def load_model(
     Host memory peaks at the model in the target dtype plus one shard (mapped: the system may drop its pages).
 
     Args:
-        path_or_hub_id: a directory, or a hub id that is downloaded if no such directory exists.
+        path_or_hub_id: a directory, a hub id that is downloaded if no such directory exists, or None for the
+            model inside the package.
         dtype: ``"auto"`` (as the checkpoint says), a dtype or its name.
         progress: shows a progress bar.
         check_finite: fail on NaN or infinite weights; reads every parameter once more.

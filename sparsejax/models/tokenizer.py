@@ -11,6 +11,11 @@ from sparsejax.models.files import find_model
 _FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
 
+def has_tokenizer(path: Path) -> bool:
+    """Whether a model directory brings tokenizer files."""
+    return any((path / name).is_file() for name in _FILES)
+
+
 def load_tokenizer(path: str | Path) -> Any:
     """The transformers tokenizer of a model directory or hub id.
 
@@ -18,7 +23,7 @@ def load_tokenizer(path: str | Path) -> Any:
         ModelError: the directory has no tokenizer files, or they cannot be read.
     """
     directory = find_model(path)
-    if not any((directory / name).is_file() for name in _FILES):
+    if not has_tokenizer(directory):
         raise ModelError(
             f"{directory} has no tokenizer (none of {', '.join(_FILES)}); copy the model's tokenizer files "
             "there, name another tokenizer, or pass token ids"
