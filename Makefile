@@ -9,6 +9,7 @@ ORACLE := .venv-oracle
 PIP := -m pip --disable-pip-version-check --no-input install -qq --constraint constraints.txt
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
+ORACLE_ARGS ?=
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -32,7 +33,7 @@ lint: $(VENV)/.test  ## ruff
 	@$(PY) -m ruff check .
 
 oracle: $(ORACLE)/.stamp $(VENV)/.test  ## compare whole models live against transformers with torch (large download)
-	@$(ORACLE)/bin/python scripts/oracle.py
+	@$(PY) scripts/oracle.py --python $(ORACLE)/bin/python $(ORACLE_ARGS)
 
 install: $(VENV)/.core  ## only create the environment in .venv
 

@@ -26,7 +26,12 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
 
 
 def pytest_configure() -> None:
-    """Engines made by tests keep their compiled programs in the checkout too, not in the user's home."""
+    """Array annotations are checked; engines keep compiled programs in the checkout, not in the home."""
+    from jaxtyping import install_import_hook
+
+    from tests.typecheck import PACKAGES
+
+    install_import_hook(list(PACKAGES), "tests.typecheck.arrays_only")
     import sparsejax.config
 
     sparsejax.config.DEFAULT_COMPILE_CACHE = CACHE

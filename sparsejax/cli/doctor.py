@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
 from collections.abc import Callable, Iterator
 
 from sparsejax.cli import checks, options
@@ -60,8 +59,10 @@ def every_check(args: argparse.Namespace) -> Iterator[Check]:
         return
     yield guarded("compile cache", lambda: checks.compile_cache(config))
     if not args.no_model:
-        started = time.monotonic()
-        yield guarded("model", lambda: checks.model(config, args.check_nan, started))
+        loaded = guarded("model", lambda: checks.model(config, args.check_nan))
+        yield loaded
+        if loaded.status != "fail":
+            yield guarded("tokenizer", lambda: checks.tokenizer(config))
 
 
 def guarded(name: str, check: Callable[[], Check]) -> Check:
