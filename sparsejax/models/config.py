@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Literal
 
 from sparsejax.errors import ConfigError
 
@@ -33,7 +32,7 @@ class RopeConfig:
         mscale, mscale_all_dim: yarn's two optional magnitude exponents.
     """
 
-    kind: Literal["default", "linear", "llama3", "yarn"] = "default"
+    kind: str = "default"
     theta: float = 10000.0
     factor: float = 1.0
     original_max_position: int | None = None
@@ -100,7 +99,7 @@ class DecoderConfig:
     head_dim: int
     norm_eps: float = 1e-6
     rope: RopeConfig = RopeConfig()
-    activation: Literal["silu", "gelu", "gelu_tanh"] = "silu"
+    activation: str = "silu"
     qkv_bias: bool = False
     o_bias: bool = False
     mlp_bias: bool = False

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ from sparsejax.models.params import layer_shapes, top_shapes
 from sparsejax.models.rope import rotation
 
 
+@runtime_checkable
 class Batch(Protocol):
     """What the decoder reads of a batch."""
 
@@ -28,6 +29,7 @@ class Batch(Protocol):
     positions: Int[Array, " T"]
 
 
+@runtime_checkable
 class KV(Protocol):
     """Attention over the past of each sequence, and the storage behind it."""
 

@@ -145,7 +145,7 @@ def test_gradients_flow_to_every_parameter():
         ({"num_heads": 3}, "multiple of num_kv_heads"),
         ({"head_dim": 7}, "even"),
         ({"hidden_size": 0}, "hidden_size must be a positive integer"),
-        ({"vocab_size": "big"}, "vocab_size must be a positive integer"),
+        ({"vocab_size": True}, "vocab_size must be a positive integer"),
         ({"windows": (4, 4)}, "one entry per layer"),
         ({"windows": (0,)}, "sliding window must be a positive integer"),
         ({"activation": "relu"}, "known: silu, gelu, gelu_tanh"),

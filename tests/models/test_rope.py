@@ -44,7 +44,7 @@ def test_yarn_magnitude():
 
 
 def test_scores_depend_on_relative_position_only():
-    q, k = np.random.default_rng(0).standard_normal((2, 1, 1, 32)).astype(np.float32)
+    q, k = jnp.asarray(np.random.default_rng(0).standard_normal((2, 1, 1, 32)).astype(np.float32))
     rope = RopeConfig()
 
     def score(i: int, j: int) -> float:

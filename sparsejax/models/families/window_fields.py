@@ -14,7 +14,7 @@ def windows_from_layer_types(raw: Raw, layers: int) -> tuple[int | None, ...]:
     window = raw.get("sliding_window", 4096) if value(raw, "use_sliding_window", False) else None
     types = value(raw, "layer_types")
     if types is None:
-        full = number(raw, "max_window_layers", 28)
+        full = number(raw, "max_window_layers", 28.0)
         return tuple(window if i >= full else None for i in range(layers))
     if not isinstance(types, list):
         raise ConfigError(f"layer_types must be a list, got {types!r}")
