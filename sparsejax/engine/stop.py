@@ -35,7 +35,7 @@ class StopMatcher:
             return pending[: start + len(self.matched)] if self._include else pending[:start]
         cut = len(pending) - self._possible_beginning(pending)
         self._pending = pending[cut:]
-        self._immune = max(self._immune - cut, 0)
+        self._immune = 0
         return pending[:cut]
 
     def would_match(self, text: str) -> bool:
