@@ -15,7 +15,6 @@ from benchmarks import random_model
 from benchmarks.report import markdown
 from benchmarks.serve import ROOT, SIZES
 
-
 HEADER = (
     "step",
     "calls",

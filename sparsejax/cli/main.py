@@ -14,12 +14,13 @@ from sparsejax.errors import SparseJaxError
 # Group -> command -> what the overview says. A command is a module of this package: `add_arguments`, `run`.
 GROUPS = {
     "Use a model": {
-        "demo": "serve a batch of prompts with the model inside the package",
+        "demo": "serve a batch of documents with the model inside the package",
         "generate": "complete prompts from the command line, a file or stdin",
         "chat": "talk with a model in the terminal",
     },
     "Look at this machine": {
         "bench": "measure throughput and latency of a model here",
+        "memory": "what a model and its KV cache need, and how many sequences fit",
         "doctor": "check versions, devices, kernels, caches and a model",
     },
 }
