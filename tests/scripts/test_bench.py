@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from xml.etree import ElementTree
 
 import ml_dtypes
 import numpy as np
@@ -162,12 +163,23 @@ def test_table_compares_with_the_best_mode():
 
 
 def test_readme_table_is_made_from_stored_results(tmp_path):
-    (tmp_path / "cpu").mkdir()
-    (tmp_path / "cpu/serve.json").write_text(json.dumps(results()))
-    text = "before\n<!-- bench:cpu/serve.json bfloat16 -->\nold\n<!-- /bench -->\nafter\n"
-    new = rewrite(text, tmp_path)
+    readme = tmp_path / "README.md"
+    readme.write_text(
+        "before\n<!-- chart:cpu/serve.json -->\n<!-- /bench -->\n"
+        "<!-- bench:cpu/serve.json bfloat16 -->\nold\n<!-- /bench -->\nafter\n"
+    )
+    assert rewrite(readme, tmp_path)[readme].count("Not measured yet") == 2
+    stored = tmp_path / "docs/results/cpu/serve.json"
+    stored.parent.mkdir(parents=True)
+    stored.write_text(json.dumps(results()))
+    made = rewrite(readme, tmp_path)
+    new, picture = made[readme], made[stored.with_suffix(".svg")]
     assert "old" not in new and "2.50 x" in new and new.startswith("before") and new.endswith("after\n")
-    assert rewrite(new, tmp_path) == new
+    assert "](docs/results/cpu/serve.svg)" in new
+    ElementTree.fromstring(picture)
+    assert picture.count("<rect") == 4 and picture.count(">30<") == 1
+    readme.write_text(new)
+    assert rewrite(readme, tmp_path)[readme] == new
 
 
 def test_readme_tables_are_current():
