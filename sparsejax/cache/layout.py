@@ -50,13 +50,15 @@ class DenseLayout:
         pools: tuple[Array, Array],
         k: Float[Array, "T K D"],
         v: Float[Array, "T K D"],
-        page_ids: Int[Array, "T"],
-        offsets: Int[Array, "T"],
+        page_ids: Int[Array, " T"],
+        offsets: Int[Array, " T"],
         implementation: str | None = None,
     ) -> tuple[Array, Array]:
         """Stores the keys and values of T tokens, in place where the pools are donated."""
         return pallas_kernels.kv_write(*pools, k, v, page_ids, offsets, implementation=implementation)
 
-    def copy(self, pools: tuple[Array, Array], source: Int[Array, "C"], target: Int[Array, "C"]) -> tuple[Array, Array]:
+    def copy(
+        self, pools: tuple[Array, Array], source: Int[Array, " C"], target: Int[Array, " C"]
+    ) -> tuple[Array, Array]:
         """Copies whole pages ``source[i] -> target[i]``; pairs of page 0 do nothing that is ever read."""
         return jax.tree.map(lambda pool: pool.at[target].set(pool[source]), pools)
