@@ -29,19 +29,20 @@ def attention_mass(
     """The probability that queries gave to each listed page, or with `per_token` to each token slot of it.
 
     The probability of a key under a query is exp(score - lse), with the log-sum-exp that attention returned
-    (sinks included, if it had any) and the scores that it used: `scale`, `soft_cap`, `window` and what is visible
-    mean what they mean in `paged_decode_attention`. Without `query_starts` T = B, and row b has one query, at
-    position `lengths[b] - 1`. With them the rows own ragged chunks as in `paged_prefill_attention`.
+    (sinks included, if it had any) and the scores that it used: `scale`, `soft_cap`, `window` and what is
+    visible mean what they mean in `paged_decode_attention`. Without `query_starts` T = B, and row b has one
+    query, at position `lengths[b] - 1`. With them the rows own ragged chunks as in `paged_prefill_attention`.
 
-    For each query the probabilities are summed over the tokens of a page (unless `per_token`), then reduced over
-    the query heads of a KV head by `group` ("sum", "mean" or "max"), then summed over the queries of the row.
+    For each query the probabilities are summed over the tokens of a page (unless `per_token`), then reduced
+    over the query heads of a KV head by `group` ("sum", "mean" or "max"), then summed over the queries of the
+    row.
 
-    `k_pages` is dense, or coded with its `scales` (see `pallas_kernels.codes`): Pc is P, or P / 2 for codes of
-    int4. K and V may lie side by side in it: the first D values are keys. Slots that no query of the row sees
-    may hold NaN and give 0, as do entries past the counts.
+    `k_pages` is dense, or coded with its `scales` (see `pallas_kernels.codes`): Pc is P, or P / 2 for codes
+    of int4. K and V may lie side by side in it: the first D values are keys. Slots that no query of the row
+    sees may hold NaN and give 0, as do entries past the counts.
 
-    Returns float32 in the order of the lists. Work follows each row's own count. Raises ValueError or TypeError
-    for shapes, dtypes or options that do not fit.
+    Returns float32 in the order of the lists. Work follows each row's own count. Raises ValueError or
+    TypeError for shapes, dtypes or options that do not fit.
     """
     checks.shape_of("q", q, (None,) * 3, "T H D")
     checks.floating("q", q)

@@ -24,9 +24,9 @@ def open_pages(
     """Decodes pages of codes into dense scratch pages; returns the new (k_pages, v_pages).
 
     Page `page_ids[i]` of the coded pools goes to page `targets[i]` of the dense ones, in their dtype, for the
-    first `count` of the lists (None: all); the rest may hold anything. Page 0 absorbs writes; every other target
-    must be named once at most. Call it under `jax.jit` with the dense pools donated: they are then updated in
-    place. The inverse of `quantize_pages`, whose description of the pools holds here.
+    first `count` of the lists (None: all); the rest may hold anything. Page 0 absorbs writes; every other
+    target must be named once at most. Call it under `jax.jit` with the dense pools donated: they are then
+    updated in place. The inverse of `quantize_pages`, whose description of the pools holds here.
 
     Raises ValueError or TypeError for shapes or dtypes that do not fit together.
     """

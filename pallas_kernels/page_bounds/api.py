@@ -21,12 +21,12 @@ def page_bounds(
 
     Page `page_ids[i]` of `k_pages` goes to entry `targets[i]` of `bounds` (None: the same ids), for the first
     `count` of the lists (None: all); the rest may hold anything. Entry 0 absorbs writes, as page 0 of a pool
-    does; every other target must be named once at most. Call it under `jax.jit` with `bounds` donated: they are
-    then updated in place.
+    does; every other target must be named once at most. Call it under `jax.jit` with `bounds` donated: they
+    are then updated in place.
 
-    `bounds` holds the minimum in [..., :X / 2] and the maximum in [..., X / 2:]. The minor dimension of the keys
-    is X / 2, or more on platforms that pad pools or store K and V side by side: the first X / 2 values are read.
-    A dtype narrower than that of the keys is rounded outwards, so that the bounds still hold.
+    `bounds` holds the minimum in [..., :X / 2] and the maximum in [..., X / 2:]. The minor dimension of the
+    keys is X / 2, or more on platforms that pad pools or store K and V side by side: the first X / 2 values
+    are read. A dtype narrower than that of the keys is rounded outwards, so that the bounds still hold.
 
     Raises ValueError or TypeError for shapes or dtypes that do not fit together.
     """

@@ -28,8 +28,8 @@ def page_scores(
     (all KV heads share the list) or K. `group` reduces the query heads of a KV head: "max", "mean" or "sum".
     `scale` is D ** -0.5 by default. Bounds of listed pages must be finite; others may hold NaN.
 
-    Returns float32 scores in the order of the lists, -1e30 past the counts. A row's scores do not depend on the
-    other rows. Raises ValueError or TypeError for shapes, dtypes or options that do not fit.
+    Returns float32 scores in the order of the lists, -1e30 past the counts. A row's scores do not depend on
+    the other rows. Raises ValueError or TypeError for shapes, dtypes or options that do not fit.
     """
     checks.shape_of("q", q, (None,) * 3, "B H D")
     checks.floating("q", q)

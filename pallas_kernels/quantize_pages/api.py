@@ -23,13 +23,14 @@ def quantize_pages(
 ) -> tuple[Shaped[Array, "N K Pc M"], Shaped[Array, "N K Pc M"] | None, Float[Array, "N K X"]]:
     """Codes full pages of dense pools into coded ones; returns the new (k_codes, v_codes, scales).
 
-    Page `page_ids[i]` of the dense pools goes to page `targets[i]` of the coded ones, for the first `count` of
-    the lists (None: all); the rest may hold anything. Page 0 absorbs writes; every other target must be named
-    once at most. Call it under `jax.jit` with the coded pools donated: they are then updated in place.
+    Page `page_ids[i]` of the dense pools goes to page `targets[i]` of the coded ones, for the first `count`
+    of the lists (None: all); the rest may hold anything. Page 0 absorbs writes; every other target must be
+    named once at most. Call it under `jax.jit` with the coded pools donated: they are then updated in place.
 
     The dtype of the codes names the codec (see `pallas_kernels.codes`): int8 and fp8 scale by the largest
-    magnitude of a group, int4 spans from its smallest to its largest value; codes are the nearest ones under the
-    scales as stored. `v_codes` or `v_pages` None means that K and V of `head_dim` lie side by side in one pool.
+    magnitude of a group, int4 spans from its smallest to its largest value; codes are the nearest ones under
+    the scales as stored. `v_codes` or `v_pages` None means that K and V of `head_dim` lie side by side in one
+    pool.
 
     Raises ValueError or TypeError for shapes or dtypes that do not fit together.
     """

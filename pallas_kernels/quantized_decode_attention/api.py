@@ -27,10 +27,10 @@ def quantized_decode_attention(
 ) -> Float[Array, "B H D"] | tuple[Float[Array, "B H D"], Float32[Array, "B H"]]:
     """`paged_decode_attention` over pages of codes: int8, float8_e4m3fn or packed int4 (uint8).
 
-    The codecs, their scales and the packing are those of `pallas_kernels.codes`; Pc is P, or P / 2 for int4. Page
-    lists, options and results are those of `paged_decode_attention`. `v_codes` None means that `k_codes` holds K
-    in [..., :D] and V in [..., D:2D]. Slots that the query does not see may hold any codes and NaN scales of
-    their token; scales of a channel must be finite on every listed page.
+    The codecs, their scales and the packing are those of `pallas_kernels.codes`; Pc is P, or P / 2 for int4.
+    Page lists, options and results are those of `paged_decode_attention`. `v_codes` None means that `k_codes`
+    holds K in [..., :D] and V in [..., D:2D]. Slots that the query does not see may hold any codes and NaN
+    scales of their token; scales of a channel must be finite on every listed page.
 
     Scales are best applied to what is small: those of K to the query (once per page), those of V to the
     probabilities; the zero of K adds q . zero to a page's scores, that of V one number per query.

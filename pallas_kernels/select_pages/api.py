@@ -32,18 +32,18 @@ def select_pages(
 ) -> Selection:
     """The `budgets` best pages of each list by score, in ascending order.
 
-    A list holds `counts` pages, the open one included; `page_ids` are physical and `logical_ids` their indices
-    in the sequence (None: 0, 1, 2, ...). Kl is 1 or Ks, and Ks is 1 (one selection for all KV heads) or K. The
-    first `sinks` and the last `recents` pages of a list are always selected (by default none and one: the open
-    page) and count against the budget, which they may exceed. Their scores are not read, nor those past the
-    counts: these may hold NaN. Of equal scores the earlier page is selected.
+    A list holds `counts` pages, the open one included; `page_ids` are physical and `logical_ids` their
+    indices in the sequence (None: 0, 1, 2, ...). Kl is 1 or Ks, and Ks is 1 (one selection for all KV heads)
+    or K. The first `sinks` and the last `recents` pages of a list are always selected (by default none and
+    one: the open page) and count against the budget, which they may exceed. Their scores are not read, nor
+    those past the counts: these may hold NaN. Of equal scores the earlier page is selected.
 
-    Budgets count pages, per row or per list. A list selects min(counts, max(budget, pinned), width) pages, J =
-    `width`; where the width does not hold the pinned pages, recent ones come first, then sinks. A budget of at
-    least `counts` so selects every page, which is dense attention.
+    Budgets count pages, per row or per list. A list selects min(counts, max(budget, pinned), width) pages, J
+    = `width`; where the width does not hold the pinned pages, recent ones come first, then sinks. A budget of
+    at least `counts` so selects every page, which is dense attention.
 
-    Returns (page_ids, logical_ids [B, Ks, J], counts [B, Ks]). Raises ValueError or TypeError for arguments that
-    do not fit.
+    Returns (page_ids, logical_ids [B, Ks, J], counts [B, Ks]). Raises ValueError or TypeError for arguments
+    that do not fit.
     """
     checks.shape_of("scores", scores, (None,) * 3, "B Ks S")
     checks.floating("scores", scores)

@@ -25,17 +25,18 @@ def window_scores(
 ) -> Float32[Array, "B K S P"]:
     """The probability that the last W queries of each row give to every token slot of its listed pages.
 
-    Query i of row b sits at position `lengths[b] - W + i`; queries before position 0 (rows shorter than W) are
-    not read. Each query's scores are softmaxed over the listed tokens that it sees, as attention does it: causal,
-    with `scale`, `window`, `soft_cap` and `sinks` as in `paged_decode_attention`. The probabilities are reduced
-    over the query heads of a KV head by `group` ("mean", "sum" or "max"), then summed over the queries (SnapKV,
-    arXiv 2404.14469; pooling over neighbours is left to the caller, as is leaving out the W tokens themselves).
+    Query i of row b sits at position `lengths[b] - W + i`; queries before position 0 (rows shorter than W)
+    are not read. Each query's scores are softmaxed over the listed tokens that it sees, as attention does it:
+    causal, with `scale`, `window`, `soft_cap` and `sinks` as in `paged_decode_attention`. The probabilities
+    are reduced over the query heads of a KV head by `group` ("mean", "sum" or "max"), then summed over the
+    queries (SnapKV, arXiv 2404.14469; pooling over neighbours is left to the caller, as is leaving out the W
+    tokens themselves).
 
-    `k_pages` is dense; K and V may lie side by side in it. Slots that no query sees may hold NaN and give 0, as
-    do entries past the counts. Work follows each row's own count.
+    `k_pages` is dense; K and V may lie side by side in it. Slots that no query sees may hold NaN and give 0,
+    as do entries past the counts. Work follows each row's own count.
 
-    Returns float32 in the order of the lists. Raises ValueError or TypeError for shapes, dtypes or options that
-    do not fit.
+    Returns float32 in the order of the lists. Raises ValueError or TypeError for shapes, dtypes or options
+    that do not fit.
     """
     checks.shape_of("q", q, (lengths.shape[0], None, None, None), "B W H D")
     checks.floating("q", q)

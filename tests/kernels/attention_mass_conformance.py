@@ -10,7 +10,7 @@ import pytest
 from pallas_kernels import attention_mass
 
 from . import oracle, sparse_oracle
-from .cases import Case, Spec, build
+from .cases import Case, build
 from .coded import CodedSpec, build_coded
 from .conformance import Conformance
 
