@@ -1,14 +1,17 @@
-"""The one Mosaic TPU attention kernel over page lists: decode and prefill, plain and coded pools, are thin callers.
+"""The one Mosaic TPU attention kernel over page lists: decode and prefill, plain and coded pools, are thin
+callers.
 
-Work is a flat list of programs. A program is one block of query rows of one sequence together with one page list: all KV
-heads when the heads share a list (a page is then one copy of [K, P, D]), one KV head when each has its own. Programs run in
-order on a core, and what the next one needs is always on its way while this one computes:
+Work is a flat list of programs. A program is one block of query rows of one sequence together with one page
+list: all KV heads when the heads share a list (a page is then one copy of [K, P, D]), one KV head when each
+has its own. Programs run in order on a core, and what the next one needs is always on its way while this one
+computes:
 
 * page ids live in HBM and come to scalar memory in chunks of 128, one chunk ahead of the page copies;
 * page blocks are double buffered in VMEM, one block ahead of the arithmetic, across program borders.
 
-A block whose tokens are all visible to all its query rows takes a branch without masks. Tokens that no query of the program
-sees, and the buffers of pages that were not copied, are zeroed before the second product, so dead pages may hold anything.
+A block whose tokens are all visible to all its query rows takes a branch without masks. Tokens that no query
+of the program sees, and the buffers of pages that were not copied, are zeroed before the second product, so
+dead pages may hold anything.
 """
 
 from __future__ import annotations
@@ -54,7 +57,9 @@ class Spec:
 
 @dataclass(frozen=True)
 class Work:
-    """Per program, int32 [R]: entries [start, stop) of list `row`, query positions first..last. R = items * lists per item."""
+    """Per program, int32 [R]: entries [start, stop) of list `row`, query positions first..last.
+
+    R = items * lists per item."""
 
     row: jax.Array
     start: jax.Array
@@ -180,9 +185,13 @@ def _kernel(row, start, stop, first, last, ids_hbm, q_ref, *refs, spec: Spec, pe
 
         def some_heads(g, _):
             hs = pl.ds(g * per, per)
-            k, v = (buf[buffer, hs].reshape(per, spec.width, buf.shape[-1]) for buf in (buffers[0], buffers[-1]))
+            k, v = (
+                buf[buffer, hs].reshape(per, spec.width, buf.shape[-1]) for buf in (buffers[0], buffers[-1])
+            )
             k, v = k.astype(spec.dtype), v.astype(spec.dtype)
-            s = jnp.einsum("hmd,htd->hmt", q_ref[hs], k, precision=precision, preferred_element_type=jnp.float32)
+            s = jnp.einsum(
+                "hmd,htd->hmt", q_ref[hs], k, precision=precision, preferred_element_type=jnp.float32
+            )
             s = s * spec.scale
             if spec.soft_cap is not None:
                 s = spec.soft_cap * jnp.tanh(s / spec.soft_cap)
@@ -198,7 +207,11 @@ def _kernel(row, start, stop, first, last, ids_hbm, q_ref, *refs, spec: Spec, pe
             top[hs] = new
             mass[hs] = mass[hs] * decay + jnp.sum(p, axis=2, keepdims=True)
             pv = jnp.einsum(
-                "hmt,htd->hmd", p.astype(spec.dtype), v, precision=precision, preferred_element_type=jnp.float32
+                "hmt,htd->hmd",
+                p.astype(spec.dtype),
+                v,
+                precision=precision,
+                preferred_element_type=jnp.float32,
             )
             acc[hs] = acc[hs] * decay[:, :, :1] + pv
 
@@ -261,19 +274,23 @@ def block_pages(heads: int, page: int, lanes: int, itemsize: int, listed: int, m
 
 
 def chunked_ids(page_ids: jax.Array, logical_ids: jax.Array | None) -> jax.Array:
-    """[B, Kl, J] -> [B * Kl, chunks, 1 or 2, IDS]: physical ids, then logical ids, as the kernel streams them."""
+    """[B, Kl, J] -> [B * Kl, chunks, 1 or 2, IDS]: physical ids, then logical ids, as the kernel streams
+    them."""
     lists = [page_ids] if logical_ids is None else [page_ids, jnp.broadcast_to(logical_ids, page_ids.shape)]
     J = page_ids.shape[-1]
     chunks = pl.cdiv(J, IDS)
-    lists = [jnp.pad(x.reshape(-1, J), ((0, 0), (0, chunks * IDS - J))).reshape(-1, chunks, 1, IDS) for x in lists]
+    lists = [
+        jnp.pad(x.reshape(-1, J), ((0, 0), (0, chunks * IDS - J))).reshape(-1, chunks, 1, IDS) for x in lists
+    ]
     return jnp.concatenate(lists, axis=2).astype(jnp.int32)
 
 
 def attend_lists(q, pools, ids, work: Work, spec: Spec, *, out_dtype, interpret=False):
     """Attention of I items of query rows over their page lists.
 
-    q [I, K, M, D'] (M = tokens * group rows, padded to a multiple of 8), pools: one or two arrays [N, K, P, D'], ids as
-    `chunked_ids` makes them. Returns out [I, K, M, D'] of out_dtype and lse [I, K, M] float32 (None unless spec.lse).
+    q [I, K, M, D'] (M = tokens * group rows, padded to a multiple of 8), pools: one or two arrays
+    [N, K, P, D'], ids as `chunked_ids` makes them. Returns out [I, K, M, D'] of out_dtype and lse [I, K, M]
+    float32 (None unless spec.lse).
     """
     items, K, M, lanes = q.shape
     lists = K if spec.per_head else 1

@@ -1,17 +1,15 @@
-"""What the Mosaic TPU attention ops share around the kernel: layout checks, query blocks, page ranges, sinks."""
+"""What the Mosaic TPU attention ops share around the kernel: layout checks, query blocks, page ranges,
+sinks."""
 
 from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels.dispatch import Declined
 from pallas_kernels.mosaic_tpu.attention import LANES, NEG, Spec, Work, attend_lists, block_pages, chunked_ids
+from pallas_kernels.mosaic_tpu.interpret import Interpret, mode
 
-type Interpret = bool | pltpu.InterpretParams
-
-HEAD_DIMS = (64, 80, 96, 128, 192, 256)
 PAGES = (16, 32, 64, 128)
 
 
@@ -22,23 +20,21 @@ def require(condition: bool, reason: str) -> None:
 
 def check_pool(k_pages: jax.Array, v_pages: jax.Array | None, head_dim: int) -> None:
     """Declines pools whose physical layout the kernels cannot copy page by page."""
-    lanes, page = k_pages.shape[-1], k_pages.shape[-2]
+    lanes, page, dtype = k_pages.shape[-1], k_pages.shape[-2], k_pages.dtype
     stored = 2 * head_dim if v_pages is None else head_dim
     require(
         lanes % LANES == 0,
-        f"the minor dimension of a TPU pool must be a multiple of {LANES}; got {lanes}. Store head dim 64 as K and V side"
-        " by side in one pool, other head dims padded with zeros",
+        f"the minor dimension of a TPU pool must be a multiple of {LANES}; got {lanes}. Store head dims up to"
+        " 64 as K and V side by side in one pool, others padded with zeros",
     )
     require(stored <= lanes, f"head dim {head_dim} does not fit the pool's minor dimension {lanes}")
-    require(head_dim in HEAD_DIMS, f"head dim must be one of {HEAD_DIMS}; got {head_dim}")
     require(page in PAGES, f"page size must be one of {PAGES}; got {page}")
-    require(
-        k_pages.dtype in (jnp.bfloat16, jnp.float32), f"pool dtype must be bfloat16 or float32; got {k_pages.dtype}"
-    )
+    require(dtype in (jnp.bfloat16, jnp.float32), f"pool dtype must be bfloat16 or float32; got {dtype.name}")
 
 
 def page_range(logical_ids, counts, first, last, page: int, window: int | None):
-    """Entries [start, stop) of lists [I, Kl, J] that queries at positions first..last [I] may see; both [I, Kl]."""
+    """Entries [start, stop) of lists [I, Kl, J] that queries at positions first..last [I] may see; both [I,
+    Kl]."""
     needed = last[:, None] // page + 1  # logical pages 0 .. needed - 1
     oldest = jnp.zeros_like(needed) if window is None else jnp.maximum(first[:, None] - window + 1, 0) // page
     if logical_ids is None:
@@ -63,16 +59,19 @@ def attend(
     soft_cap: float | None,
     lse: bool,
     out_dtype: jnp.dtype,
-    interpret: Interpret,
+    interpret: Interpret | None,
 ) -> tuple[jax.Array, jax.Array | None]:
-    """Blocks of query tokens q [I, M, H, D] of sequence row[i], positions first[i]..last[i] (last < first: none), against
-    the pages that row lists. Returns out [I, M, H, D] of out_dtype and lse [I, M, H] float32."""
-    I, tokens, H, D = q.shape
+    """Blocks of query tokens against the pages of their sequences.
+
+    q [I, M, H, D] are tokens of sequence row[i] at positions first[i]..last[i] (none if last < first).
+    Returns out [I, M, H, D] of out_dtype and lse [I, M, H] float32.
+    """
+    items, tokens, H, D = q.shape
     _, K, page, lanes = pools[0].shape
     G, rows = H // K, tokens * (H // K)
     padded = -(-rows // 8) * 8
     dtype = jnp.promote_types(q.dtype, pools[0].dtype)
-    blocks = q.reshape(I, tokens, K, G, D).swapaxes(1, 2).reshape(I, K, rows, D)
+    blocks = q.reshape(items, tokens, K, G, D).swapaxes(1, 2).reshape(items, K, rows, D)
     blocks = jnp.pad(blocks.astype(dtype), ((0, 0), (0, 0), (0, padded - rows), (0, lanes - D)))
     per_head, J = page_ids.shape[1] > 1, page_ids.shape[2]
     heads = 1 if per_head else K
@@ -96,7 +95,7 @@ def attend(
     )
     stop = jnp.where((last >= first)[:, None], stop, 0)
     lists = page_ids.shape[1]
-    per_program = lambda x: jnp.broadcast_to(x, (I, lists)).astype(jnp.int32).reshape(-1)  # noqa: E731
+    per_program = lambda x: jnp.broadcast_to(x, (items, lists)).astype(jnp.int32).reshape(-1)  # noqa: E731
     work = Work(
         row=per_program(row[:, None] * lists + jnp.arange(lists)),
         start=per_program(start),
@@ -105,12 +104,23 @@ def attend(
         last=per_program(last[:, None]),
     )
     out, sums = attend_lists(
-        blocks, pools, chunked_ids(page_ids, logical_ids), work, spec, out_dtype=out_dtype, interpret=interpret
+        blocks,
+        pools,
+        chunked_ids(page_ids, logical_ids),
+        work,
+        spec,
+        out_dtype=out_dtype,
+        interpret=mode(interpret),
     )
     at = D if spec.joint else 0
-    out = out[:, :, :rows, at : at + D].reshape(I, K, tokens, G, D).swapaxes(1, 2).reshape(I, tokens, H, D)
+    out = (
+        out[:, :, :rows, at : at + D]
+        .reshape(items, K, tokens, G, D)
+        .swapaxes(1, 2)
+        .reshape(items, tokens, H, D)
+    )
     if sums is not None:
-        sums = sums[:, :, :rows].reshape(I, K, tokens, G).swapaxes(1, 2).reshape(I, tokens, H)
+        sums = sums[:, :, :rows].reshape(items, K, tokens, G).swapaxes(1, 2).reshape(items, tokens, H)
     return out, sums
 
 

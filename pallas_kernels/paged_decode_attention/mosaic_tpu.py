@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from pallas_kernels.mosaic_tpu import work
+from pallas_kernels.mosaic_tpu.interpret import Interpret
 
 
 def paged_decode_attention(
@@ -22,9 +23,10 @@ def paged_decode_attention(
     soft_cap: float | None = None,
     sinks: Array | None = None,
     return_lse: bool = False,
-    interpret: work.Interpret = False,
+    interpret: Interpret | None = None,
 ) -> Array | tuple[Array, Array]:
-    """See `pallas_kernels.paged_decode_attention`. `v_pages` None: `k_pages` holds K in [..., :D] and V in [..., D:2D]."""
+    """See `pallas_kernels.paged_decode_attention`. `v_pages` None: `k_pages` holds K in [..., :D] and V in
+    [..., D:2D]."""
     D = q.shape[-1]
     work.check_pool(k_pages, v_pages, D)
     out, lse = work.attend(
