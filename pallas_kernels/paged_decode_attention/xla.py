@@ -6,13 +6,14 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
+from pallas_kernels import layouts
 from pallas_kernels.blockwise import Pages, attend
 
 
 def paged_decode_attention(
     q: Array,
     k_pages: Array,
-    v_pages: Array,
+    v_pages: Array | None,
     page_ids: Array,
     counts: Array,
     lengths: Array,
@@ -25,6 +26,7 @@ def paged_decode_attention(
     return_lse: bool = False,
 ) -> Array | tuple[Array, Array]:
     """See `pallas_kernels.paged_decode_attention`."""
+    k_pages, v_pages = layouts.views(k_pages, v_pages, q.shape[-1])
     kv_heads = k_pages.shape[1]
     groups = q.shape[1] // kv_heads
     pages = Pages.of(
