@@ -51,8 +51,8 @@ def pools(k_pages: Any, v_pages: Any, head_dim: int) -> tuple[int, int, int, int
         shape_of("v_pages", v_pages, tuple(k_pages.shape), "N K P D")
         require(
             lanes == head_dim or (lanes > head_dim and lanes % LANES == 0),
-            f"pools of head dim {head_dim} must store {head_dim} values, or be padded to a multiple of {LANES};"
-            f" got {lanes}",
+            f"pools of head dim {head_dim} must store {head_dim} values, or be padded to a multiple of"
+            f" {LANES}; got {lanes}",
         )
         require(
             k_pages.dtype == v_pages.dtype,

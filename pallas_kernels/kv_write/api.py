@@ -9,15 +9,15 @@ from pallas_kernels.dispatch import Implementation, dispatch
 
 
 def kv_write(
-    k_pages: Float[Array, "N K P D"],
-    v_pages: Float[Array, "N K P D"] | None,
+    k_pages: Float[Array, "N K P W"],
+    v_pages: Float[Array, "N K P W"] | None,
     k_new: Float[Array, "T K D"],
     v_new: Float[Array, "T K D"],
     page_ids: Int32[Array, " T"],
     offsets: Int32[Array, " T"],
     *,
     implementation: Implementation = None,
-) -> tuple[Float[Array, "N K P D"], Float[Array, "N K P D"] | None]:
+) -> tuple[Float[Array, "N K P W"], Float[Array, "N K P W"] | None]:
     """Stores token t at slot `offsets[t]` of page `page_ids[t]`, for every KV head; returns the new pools.
 
     Call it under `jax.jit` with the pools donated: they are then updated in place. Values are cast to the
@@ -25,8 +25,8 @@ def kv_write(
     stays there is not defined. Every other (page, offset) must be named once at most. Ids outside the pool
     are a caller's error.
 
-    Pools may have any shape of `pallas_kernels.layouts`: `v_pages` None means that `k_pages` holds K in
-    [..., :D] and V in [..., D:2D]; the result is then (k_pages, None).
+    Pools may have any shape of `pallas_kernels.layouts`: W is D, or wider; `v_pages` None means that
+    `k_pages` holds K in [..., :D] and V in [..., D:2D], and the result is then (k_pages, None).
 
     Raises ValueError or TypeError for shapes or dtypes that do not fit together.
     """

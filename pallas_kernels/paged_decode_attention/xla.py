@@ -6,7 +6,6 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from pallas_kernels import layouts
 from pallas_kernels.blockwise import Pages, attend
 
 
@@ -26,7 +25,6 @@ def paged_decode_attention(
     return_lse: bool = False,
 ) -> Array | tuple[Array, Array]:
     """See `pallas_kernels.paged_decode_attention`."""
-    k_pages, v_pages = layouts.views(k_pages, v_pages, q.shape[-1])
     kv_heads = k_pages.shape[1]
     groups = q.shape[1] // kv_heads
     pages = Pages.of(

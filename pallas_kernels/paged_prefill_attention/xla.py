@@ -9,7 +9,6 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from pallas_kernels import layouts
 from pallas_kernels.blockwise import HIDDEN, Pages, attend
 
 # Tokens of a query tile. A last tile of up to SMALL_TAIL tokens, such as a decode row in a mixed step, is cut
@@ -38,7 +37,6 @@ def paged_prefill_attention(
     return_lse: bool = False,
 ) -> Array | tuple[Array, Array]:
     """See `pallas_kernels.paged_prefill_attention`."""
-    k_pages, v_pages = layouts.views(k_pages, v_pages, q.shape[-1])
     tokens, heads, head_dim = q.shape
     kv_heads = k_pages.shape[1]
     groups = heads // kv_heads
