@@ -85,11 +85,11 @@ class PagedKV:
         What a query sees depends on its position only: every token at or before it (inside the window).
         """
         layout = self.group.layout
-        pools = layout.write(self.pools[layer], rotate(k), v, batch.page_ids, batch.offsets, self.implementation)
-        q = rotate(q)
-        options = dict(
-            window=self.windows[layer], soft_cap=self.soft_cap, implementation=self.implementation
+        pools = layout.write(
+            self.pools[layer], rotate(k), v, batch.page_ids, batch.offsets, self.implementation
         )
+        q = rotate(q)
+        options = dict(window=self.windows[layer], soft_cap=self.soft_cap, implementation=self.implementation)
         decode_count = batch.decode.lengths.shape[0]
         page_list = batch.decode.page_list(layout.page_size)
         out = pallas_kernels.paged_decode_attention(
@@ -98,14 +98,21 @@ class PagedKV:
         if batch.prefill is not None:
             rows = batch.prefill
             chunk = pallas_kernels.paged_prefill_attention(
-                q[decode_count:], *pools, *rows.page_list(layout.page_size), rows.lengths, rows.query_starts, **options
+                q[decode_count:],
+                *pools,
+                *rows.page_list(layout.page_size),
+                rows.lengths,
+                rows.query_starts,
+                **options,
             )
             out = jnp.concatenate([out, chunk])
         return out, self._with_pools(layer, pools)
 
     def copy_pages(self, source: Int[Array, " C"], target: Int[Array, " C"]) -> PagedKV:
         """Copies whole pages in every layer, ``source[i] -> target[i]``; pairs of page 0 are padding."""
-        return replace(self, pools=tuple(self.group.layout.copy(pools, source, target) for pools in self.pools))
+        return replace(
+            self, pools=tuple(self.group.layout.copy(pools, source, target) for pools in self.pools)
+        )
 
     def _with_pools(self, layer: int, pools: Pools) -> PagedKV:
         return replace(self, pools=(*self.pools[:layer], pools, *self.pools[layer + 1 :]))

@@ -116,4 +116,3 @@ def _kv_budget(config: EngineConfig, model: LoadedModel) -> int:
         return left
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return min(int(free * config.memory_utilization) // 2, CPU_POOL_LIMIT)
-

@@ -35,7 +35,9 @@ def _for_tpu(make, config, page_size, dtype, num_pages, platform):
     return make(config, page_size, dtype, num_pages, "tpu")
 
 
-@pytest.mark.parametrize(("head_dim", "pools", "lanes"), ((64, 1, 128), (80, 2, 128), (128, 2, 128), (192, 2, 256)))
+@pytest.mark.parametrize(
+    ("head_dim", "pools", "lanes"), ((64, 1, 128), (80, 2, 128), (128, 2, 128), (192, 2, 256))
+)
 def test_tpu_pools_have_whole_lanes(head_dim, pools, lanes):
     layout = DenseLayout.for_tpu(4, 2, 16, head_dim, np.dtype("float32"))
     assert layout.shape == (4, 2, 16, lanes)
