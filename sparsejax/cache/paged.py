@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int
 
 import pallas_kernels
 from sparsejax.cache.group import CacheGroup
+from sparsejax.cache.layout import Pools
 
 
 @jax.tree_util.register_dataclass
@@ -59,12 +60,12 @@ class PagedKV:
     """Pools of every layer, and the static facts that attention over them needs.
 
     Attributes:
-        pools: per layer, K and V ``[N, K, P, D]``.
+        pools: per layer, K and V as the group's layout stores them.
         windows: per layer, the sliding window in tokens, or None.
         implementation: which backend serves the operations; None picks the best.
     """
 
-    pools: tuple[tuple[Array, Array], ...]
+    pools: tuple[Pools, ...]
     group: CacheGroup = field(metadata={"static": True})
     windows: tuple[int | None, ...] = field(metadata={"static": True})
     soft_cap: float | None = field(default=None, metadata={"static": True})
@@ -113,5 +114,5 @@ class PagedKV:
             self, pools=tuple(self.group.layout.copy(pools, source, target) for pools in self.pools)
         )
 
-    def _with_pools(self, layer: int, pools: tuple[Array, Array]) -> PagedKV:
+    def _with_pools(self, layer: int, pools: Pools) -> PagedKV:
         return replace(self, pools=(*self.pools[:layer], pools, *self.pools[layer + 1 :]))
