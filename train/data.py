@@ -62,9 +62,13 @@ class Mixture:
     codes: float = 0.0
     chain: float = 0.0
     recall: float = 0.5  # share of documents that are facts and recalls only
+    bare: float = 0.0  # share of the recall documents that are plain records ``key value;``
+    fresh: tuple[float, float] = (0.2, 0.7)  # range of a recall document's share of new facts
     interleave: float = 0.5  # share of documents whose questions follow their fact at once or later
     question_share: float = 0.45  # share of a document's tokens that questions may take
     max_questions: int = 24
+    nouns: int = 10**6  # only the first so many nouns and values are used as keys and values
+    values: int = 10**6
 
     def weights(self) -> list[float]:
         return [self.needle, self.pair, self.codes, self.chain]
@@ -92,6 +96,7 @@ class DocumentMaker:
 
     def __init__(self, lexicon: Lexicon, mixture: Mixture) -> None:
         self.lexicon, self.mixture = lexicon, mixture
+        self.keys, self.values = lexicon.nouns[: mixture.nouns], lexicon.values[: mixture.values]
 
     def filler(self, rng: random.Random, nouns: list[int]) -> list[int]:
         lex, choice = self.lexicon, rng.choice
@@ -143,7 +148,10 @@ class DocumentMaker:
         doc = Document()
         doc.add([self.lexicon.bos])
         if rng.random() < self.mixture.recall:
-            self._recalls(rng, doc, length)
+            if rng.random() < self.mixture.bare:
+                self._records(rng, doc, length)
+            else:
+                self._recalls(rng, doc, length)
         else:
             self._questions(rng, doc, length)
         return doc.tokens[:length], doc.weights[:length], doc.kinds[:length]
@@ -158,10 +166,10 @@ class DocumentMaker:
     def _recalls(self, rng: random.Random, doc: Document, length: int) -> None:
         """Facts with bare answers in between: many retrieval decisions per token."""
         lex = self.lexicon
-        keys, values = rng.sample(lex.nouns, len(lex.nouns)), rng.sample(lex.values, len(lex.values))
+        keys, values = rng.sample(self.keys, len(self.keys)), rng.sample(self.values, len(self.values))
         weights = self._pick_kinds(rng)
         known: list[tuple] = []
-        fresh = rng.uniform(0.2, 0.7)
+        fresh = rng.uniform(*self.mixture.fresh)
         while len(doc.tokens) < length:
             enough = len(keys) > 4 and len(values) > 4
             if enough and (not known or rng.random() < fresh):
@@ -172,10 +180,24 @@ class DocumentMaker:
             else:
                 self.answer(rng, doc, rng.choice(known), ask=False)
 
+    def _records(self, rng: random.Random, doc: Document, length: int) -> None:
+        """Records of a few keys in random order, each value learned from the second time on."""
+        count = rng.randint(4, max(5, min(len(self.keys), length // 5)))
+        pairs = list(zip(rng.sample(self.keys, count), rng.sample(self.values, count), strict=True))
+        seen: set[int] = set()
+        kind = KINDS.index("pair")
+        while len(doc.tokens) < length:
+            key, value = rng.choice(pairs)
+            tokens = self.lexicon.fill(templates.RECORD, key, value)
+            doc.add(tokens[:1])
+            doc.add(tokens[1:2], DECISION_WEIGHT if key in seen else 0.0, kind if key in seen else -1)
+            doc.add(tokens[2:])
+            seen.add(key)
+
     def _questions(self, rng: random.Random, doc: Document, length: int) -> None:
         """Facts and filler in random order with questions at the end or in between."""
         lex, mix = self.lexicon, self.mixture
-        keys, values = rng.sample(lex.nouns, len(lex.nouns)), rng.sample(lex.values, len(lex.values))
+        keys, values = rng.sample(self.keys, len(self.keys)), rng.sample(self.values, len(self.values))
         weights = self._pick_kinds(rng)
         filler_share = rng.choice((0.0, 0.5, 1.0))
         subset = rng.sample(lex.nouns, rng.choice((24, 96, 400)))

@@ -10,7 +10,9 @@ from __future__ import annotations
 NEEDLE = " The magic number for{0} is{1}."
 CODE = " One code of{0} is{1}."
 PAIR = "{0}:{1};"
+RECORD = "{0}{1};"  # training only: the thing given and the thing asked for side by side
 ASSIGN = " Copy{0} to{1}."
+ASSIGN_TO_KEY = " Copy{1} to{0}."  # the same sentence with its slots in the order key, value
 
 # Filler sentences: nouns, adjectives and verbs as they also appear in facts.
 FILLERS = (
@@ -27,6 +29,8 @@ ASK_PAIR = "\nQ: What is the value of{0}?\nA:"
 ASK_CODES = "\nQ: What are all codes of{0}?\nA:"
 ASK_CHAIN = "\nQ: Which items hold{0}?\nA:"
 ASK_MANY = "\nQ: List the value of{0}.\nA:"
-ANSWER = "{0}{1}"
+ASK_COMMON = "\nQ: What are the{0} most common words?\nA:"
+ASK_FREQUENT = "\nQ: What are the{0} most frequent coded words?\nA:"
+ASK_COPY = "\nQ: Copy the list.\nA:"
 NEXT = ","
 END = "."
