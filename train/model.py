@@ -15,6 +15,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from train.attention import causal_attention
+
 Params = dict[str, Any]
 
 
@@ -29,7 +31,7 @@ class Shape:
     num_heads: int = 4
     num_kv_heads: int = 2
     head_dim: int = 64
-    rope_theta: float = 1e4
+    rope_theta: float = 1e6
     norm_eps: float = 1e-5
     dot_dtype: str = "bfloat16"
 
@@ -94,28 +96,6 @@ def _rotate(x: Array, cos: Array, sin: Array) -> Array:
     return turned.reshape(x.shape)
 
 
-def causal_attention(
-    q: Float[Array, "R K G n D"], k: Float[Array, "R K n D"], v: Float[Array, "R K n D"], block: int = 128
-) -> Float[Array, "R K G n D"]:
-    """Causal attention of rows of equal length; a block of queries reads only keys up to its end."""
-    length, scale = q.shape[3], q.shape[-1] ** -0.5
-    block = min(block, length)
-
-    @partial(jax.checkpoint, policy=jax.checkpoint_policies.nothing_saveable)
-    def one(q: Array, k: Array, v: Array) -> Array:
-        start = k.shape[2] - q.shape[3]
-        scores = jnp.einsum("rkgqd,rksd->rkgqs", q, k, preferred_element_type=jnp.float32) * scale
-        seen = jnp.arange(k.shape[2])[None, :] <= start + jnp.arange(q.shape[3])[:, None]
-        weights = jax.nn.softmax(jnp.where(seen, scores, -1e30), axis=-1)
-        return jnp.einsum("rkgqs,rksd->rkgqd", weights, v, preferred_element_type=jnp.float32)
-
-    parts = [
-        one(q[:, :, :, start : start + block], k[:, :, : start + block], v[:, :, : start + block])
-        for start in range(0, length, block)
-    ]
-    return jnp.concatenate(parts, axis=3)
-
-
 def forward(
     shape: Shape, params: Params, tokens: Int[Array, "R n"], positions: Int[Array, "R n"]
 ) -> Float[Array, "R n E"]:
@@ -127,6 +107,7 @@ def forward(
     angles = positions.astype(jnp.float32)[:, None, None, :, None] * frequencies
     cos = jnp.stack([jnp.cos(angles)] * 2, axis=-2)
     sin = jnp.stack([-jnp.sin(angles), jnp.sin(angles)], axis=-2)
+
     def project(x: Array, weight: Array) -> Array:
         return _project(x, weight, s.dot_dtype)
 

@@ -18,7 +18,11 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as Spec
 
 from train import model
-from train.data import KINDS, Batch, DocumentMaker, Lexicon, make_batch
+from train.data import Batch, make_batch
+from train.documents import DocumentMaker
+from train.facts import KINDS
+from train.lexicon import Lexicon
+from train.planting import plant
 from train.optimizer import build_optimizer
 from train.recipe import Recipe, load_recipe
 from train.step import build_step, place
@@ -44,7 +48,9 @@ class Trainer:
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False)
         self.manager = ocp.CheckpointManager(self.out / "checkpoints", options=options)
         everywhere = NamedSharding(self.mesh, Spec())
-        self.params = jax.device_put(model.initialize(self.shape, recipe.seed), everywhere)
+        start = model.initialize(self.shape, recipe.seed)
+        start = plant(self.shape, start, recipe.seed) if recipe.planted else start
+        self.params = jax.device_put(start, everywhere)
         self.state = jax.jit(self.optimizer.init)(self.params)
         self.step, self.tokens = 0, 0
         if (latest := self.manager.latest_step()) is not None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sparsejax.errors import ConfigError
-from train.data import Mixture
+from train.documents import Mixture
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,7 @@ class Recipe:
     stages: tuple[Stage, ...]
     shape: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
+    planted: bool = False  # start from `train.planting` instead of plain random matrices
     max_position: int = 4096
     adam_rate: float = 1.0
     weight_decay: float = 0.01

@@ -13,7 +13,8 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as Spec
 
 from train import model
-from train.data import KINDS, Batch
+from train.data import Batch
+from train.facts import KINDS
 
 jax.tree_util.register_dataclass(Batch, ["tokens", "positions", "rows", "targets", "weights", "kinds"], [])
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sparsejax.errors import ConfigError
+from sparsejax.evaluation.tasks import words
 from sparsejax.evaluation.tasks.fillers import Filler, padding_sentence
 from sparsejax.evaluation.tasks.sample import Sample, Turn
 
 Count = Callable[[str], int]
-MAX_EXTRA = 40
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def compose(task: str, seed: int, length: int, plan: Plan, rng: random.Random, c
     """A sample whose context and first question have exactly `length` tokens."""
     prompt = plan.turns()[0].prompt
     facts = "".join(sentence for group in plan.groups for sentence in group)
-    if count(plan.intro + facts + padding_sentence(rng, 0) + prompt) > length:
+    if count(plan.intro + facts + padding_sentence(rng) + prompt) > length:
         raise ConfigError(
             f"task {task!r} has facts and a question that alone exceed {length} tokens; ask for a greater length "
             "or for fewer facts"
@@ -65,21 +66,49 @@ def compose(task: str, seed: int, length: int, plan: Plan, rng: random.Random, c
     while low < length:
         filler.append(plan.filler())
         low += max(1, count(filler[-1]) - count(""))
+    costs = _word_costs(count)
     while True:
         sentences = weave(rng, plan.groups, filler)
         place = rng.randint(0, len(sentences))
         before, after = sentences[:place], sentences[place:]
-        context = _pad(rng, plan.intro, before, after, prompt, length, count)
+        context = _pad(rng, costs, plan.intro, before, after, prompt, length, count)
         if context is not None:
             break
         if not filler:
             raise ConfigError(f"task {task!r} cannot be made exactly {length} tokens long with this tokenizer")
         filler.pop()
-    return Sample(task, seed, length, context, plan.turns(), _depths(sentences, plan.needed))
+    present = frozenset(re.findall(r"\w+", context))
+    turns = tuple(replace(turn, choices=turn.choices & present) for turn in plan.turns())
+    return Sample(task, seed, length, context, turns, _depths(sentences, plan.needed))
+
+
+def _word_costs(count: Count) -> dict[int, list[str]]:
+    """Adjectives by the number of tokens that each adds to a sentence."""
+    bare = count(" The thing.")
+    costs: dict[int, list[str]] = {}
+    for word in words.ADJECTIVES:
+        costs.setdefault(count(f" The {word} thing.") - bare, []).append(word)
+    return {cost: found for cost, found in costs.items() if cost > 0}
+
+
+def _stretch(rng: random.Random, costs: dict[int, list[str]], tokens: int) -> list[str] | None:
+    """Adjectives that add `tokens` tokens in all, or None where no combination does."""
+    ways: list[list[int]] = [[]]
+    for total in range(1, tokens + 1):
+        ways.append([cost for cost in costs if cost <= total and (cost == total or ways[total - cost])])
+    out: list[str] = []
+    while tokens > 0:
+        if not ways[tokens]:
+            return None
+        cost = rng.choice(ways[tokens])
+        out.append(rng.choice(costs[cost]))
+        tokens -= cost
+    return out
 
 
 def _pad(
     rng: random.Random,
+    costs: dict[int, list[str]],
     intro: str,
     before: list[tuple[str, int]],
     after: list[tuple[str, int]],
@@ -87,18 +116,19 @@ def _pad(
     length: int,
     count: Count,
 ) -> str | None:
-    """The context with one padding sentence that makes the length exact, or None where the text is too long."""
+    """The context with one padding sentence that makes the length exact, or None where there is no such sentence."""
     head = intro + "".join(sentence for sentence, _ in before)
     tail = "".join(sentence for sentence, _ in after)
-    extra = 0
-    for _ in range(4 * MAX_EXTRA):
-        context = head + padding_sentence(rng, extra) + tail
+    wanted = length - count(head + padding_sentence(rng) + tail + prompt)
+    for _ in range(8):
+        adjectives = _stretch(rng, costs, wanted) if wanted >= 0 else None
+        if adjectives is None:
+            return None
+        context = head + padding_sentence(rng, adjectives) + tail
         missing = length - count(context + prompt)
         if missing == 0:
             return context
-        if extra == 0 and missing < 0:
-            return None
-        extra = min(max(0, extra + missing), MAX_EXTRA + max(0, extra + missing) % 7)
+        wanted += missing
     return None
 
 

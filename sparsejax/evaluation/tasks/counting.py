@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import random
 import string
+from itertools import islice
 
+from sparsejax.errors import ConfigError
 from sparsejax.evaluation.tasks import templates, words
 from sparsejax.evaluation.tasks.compose import Plan
 from sparsejax.evaluation.tasks.fillers import markov_filler
@@ -16,14 +18,22 @@ NUMBERS = ("", "one", "two", "three", "four", "five", "six", "seven", "eight", "
 def common_words(rng: random.Random, *, common: int = 3, often: int = 12, seldom: int = 2) -> Plan:
     """A list of words: `common` of them stand in it `often` times, all others `seldom` times; which are common?"""
     pool = rng.sample(words.NOUNS, len(words.NOUNS))
-    answers = tuple(pool.pop() for _ in range(common))
+    answers, others = tuple(pool[:common]), pool[common:]
     groups = [[f" {word}"] for word in answers for _ in range(often)]
     waiting: list[str] = []
+    fresh = iter(others)
+    rounds = 1
 
     def filler() -> str:
+        nonlocal fresh, rounds
         if not waiting:
-            fresh = [pool.pop() for _ in range(min(24, len(pool)))] or list(words.ADJECTIVES)
-            waiting.extend(fresh * seldom)
+            batch = list(islice(fresh, 24))
+            if not batch:
+                fresh, rounds = iter(others), rounds + 1
+                if seldom * rounds >= often:
+                    raise ConfigError("there are not enough words for this length; let the common words stand more often")
+                batch = list(islice(fresh, 24))
+            waiting.extend(batch * seldom)
             rng.shuffle(waiting)
         return f" {waiting.pop()}"
 

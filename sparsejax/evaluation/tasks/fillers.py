@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from sparsejax.errors import ConfigError
 from sparsejax.evaluation.tasks import templates, words
@@ -55,7 +55,7 @@ def needle_filler(rng: random.Random, template: str, keys: list[str], values: li
     return sentence
 
 
-def padding_sentence(rng: random.Random, extra: int) -> str:
-    """A filler sentence stretched by `extra` adjectives; makes lengths exact."""
-    adjectives = "".join(f" {rng.choice(words.ADJECTIVES)}" for _ in range(extra))
-    return f" The{adjectives} {rng.choice(words.NOUNS)} {rng.choice(words.VERBS)}."
+def padding_sentence(rng: random.Random, adjectives: Sequence[str] = ()) -> str:
+    """A filler sentence stretched by adjectives; makes lengths exact."""
+    stretch = "".join(f" {adjective}" for adjective in adjectives)
+    return f" The{stretch} {rng.choice(words.NOUNS)} {rng.choice(words.VERBS)}."

@@ -6,7 +6,7 @@ import random
 from dataclasses import dataclass
 
 from sparsejax.errors import ConfigError
-from sparsejax.evaluation.tasks import words
+from sparsejax.evaluation.tasks import templates, words
 from sparsejax.evaluation.tasks.compose import Plan
 from sparsejax.evaluation.tasks.fillers import markov_filler
 from sparsejax.evaluation.tasks.sample import Turn
@@ -26,17 +26,17 @@ class Relation:
 
 RELATIONS = (
     Relation(
-        (" The {thing} belongs to the {value}.", " The {value} bought the {thing}."),
+        (" The {thing} belongs to the {value}.", " The {thing} was bought by the {value}."),
         ("Who owns the {thing}?", "Who is the owner of the {thing}?"),
         PEOPLE,
     ),
     Relation(
-        (" The {thing} is painted {value}.", " Someone made the {thing} all {value}."),
+        (" The {thing} is painted {value}.", " The {thing} has the color {value}."),
         ("What color has the {thing}?", "What is the color of the {thing}?"),
         words.COLORS,
     ),
     Relation(
-        (" The {thing} was put into the {value}.", " In the {value} stands the {thing}."),
+        (" The {thing} was put into the {value}.", " The {thing} stands in the {value}."),
         ("Where is the {thing}?", "What place holds the {thing}?"),
         PLACES,
     ),
@@ -66,10 +66,11 @@ def question_answering(rng: random.Random, *, things: int = 6, hops: int = 1, tu
         order = first + [number for number in range(3) if number not in first]
         groups.append([[facts[number]] for number in order])
         called = name if hops == 1 else f"{columns[1][index]} thing"
-        asked.append((wanted, rng.choice(RELATIONS[wanted].questions).format(thing=called), columns[wanted][index]))
+        question = rng.choice(RELATIONS[wanted].questions).format(thing=called)
+        asked.append((wanted, question, name, columns[wanted][index]))
     flat = [fact for group in groups for fact in group]
     made = tuple(
-        Turn(f"\nQ: {question}\nA:", (answer,), frozenset(columns[wanted]), False, f" {answer}.\n")
-        for wanted, question, answer in asked[:turns]
+        Turn(f"\nQ: {question}\nA:", (answer,), frozenset(columns[wanted]), False, f" {name} {answer}{templates.END}\n")
+        for wanted, question, name, answer in asked[:turns]
     )
     return Plan(flat, hops, lambda: made, markov_filler(rng))

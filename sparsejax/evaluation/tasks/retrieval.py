@@ -100,7 +100,6 @@ def variable_tracking(
         [templates.ASSIGN.format(f" {one}", f" {two}") for one, two in zip((value, *names), names, strict=False)]
         for value, names in links
     ]
-    swapped = supply if filler != "needle" else supply
     source = make_filler(rng, filler, supply, templates.ASSIGN_TO_KEY, density)
 
     def ask() -> tuple[Turn, ...]:

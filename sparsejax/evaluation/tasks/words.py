@@ -77,14 +77,16 @@ FUNCTION_WORDS: tuple[str, ...] = tuple(
     """
 the a an of in on at to for from by with and or is are was what which who where when how all one two three four five it
 this that magic number numbers code codes key value values item items holds hold held into copy list words word most common
-often appear appears text document note question answer color owner city made belongs lives home paint has does do not please
+often appear appears text document note question answer color owner city made belongs lives home has does do not please
+painted bought put stands place owns thing things someone coded frequent six seven eight nine ten we go there back again
+here color colors name names first last next each any more most other same these those
 """.split()
 )
 
 # Words that may start a text or a line, so they also exist without a leading space.
 LINE_STARTERS: tuple[str, ...] = tuple(
     """The A An In On At To For From By With And Or Is Are Was What Which Who Where When How All One It This That Copy List Words
-Word Note Question Answer Q User Assistant Please Hello Yes No""".split()
+Word Coded Who Someone Here There Note Question Answer Q User Assistant Please Hello Yes No""".split()
 )
 
 VALUES: tuple[str, ...] = tuple(f"{value:03d}" for value in range(1000))
