@@ -13,7 +13,8 @@ from sparsejax.evaluation.tasks import templates
 from train.facts import KINDS, Fact, FactMaker, Question, merged
 from train.lexicon import Lexicon
 
-DECISION_WEIGHT = 4.0
+DECISION_WEIGHT = 4.0  # of a retrieved value
+KEY_WEIGHT = 2.0  # of naming the next key
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ class DocumentMaker:
         for index, which in enumerate(order):
             if index == 0 or question.kind in ("codes", "many"):
                 doc.add([lex.next] if index else [], 1.0)
-                doc.add([question.keys[which]], 1.0 if ask or index else 0.0)
+                doc.add([question.keys[which]], KEY_WEIGHT if index else float(ask))
             doc.add([question.answers[which]], DECISION_WEIGHT, number)
         doc.add([lex.end], 1.0 if ask or len(order) > 1 else 0.0)
         if ask:
@@ -107,10 +108,10 @@ class DocumentMaker:
                 fact = facts.make()
                 for sentence in fact.sentences:
                     doc.add(sentence)
-                if fact.question.kind not in ("relation", "codes"):
+                if fact.question.kind != "relation":
                     known.append(fact.question)
             elif known:
-                self._answer(rng, doc, rng.choice(known), ask=False)
+                self._answer(rng, doc, known.pop(rng.randrange(len(known))), ask=False)
             else:
                 doc.add(self._filler(rng, self.lexicon.nouns))
 
@@ -161,10 +162,14 @@ class DocumentMaker:
         rng.shuffle(slots)
         left = [len(group) for group in groups]
         late: list[Question] = []
-        for slot in slots:
-            if doc.ending is not None:
-                doc.add([self.lexicon.newline])
-            doc.add(groups[slot][-left[slot]])
+        lines, lex = rng.random() < 0.3, self.lexicon
+        for index, slot in enumerate(slots):
+            starts = doc.ending is not None or (lines and index > 0)
+            doc.add([lex.newline] if starts else [])
+            sentence = groups[slot][-left[slot]]
+            if (starts or index == 0) and rng.random() < 0.7:
+                sentence = [lex.unspaced.get(sentence[0], sentence[0]), *sentence[1:]]
+            doc.add(sentence)
             left[slot] -= 1
             if left[slot] == 0 and slot < len(asked):
                 late.append(asked[slot].question)

@@ -25,6 +25,8 @@ class Lexicon:
         self.prepositions = self.words(words.PREPOSITIONS)
         self.values = self.words(words.VALUES)
         self.newline, self.end, self.next = (self._encode(text)[0] for text in ("\n", templates.END, templates.NEXT))
+        pairs = [(self._encode(f" {word}"), self._encode(word)) for word in words.LINE_STARTERS]
+        self.unspaced = {spaced[0]: bare[0] for spaced, bare in pairs if len(spaced) == len(bare) == 1}
         self.relations = [
             (
                 [one.format(thing="{0}", value="{1}").replace(" {", "{") for one in relation.statements],
