@@ -112,7 +112,13 @@ def make_core(num_pages: int = 40, max_num_seqs: int = 5, budget: int = 16, page
     limits = Limits(max_num_seqs, budget, budget - max_num_seqs, page_size, steps)
     allocator = PageAllocator(num_pages)
     return EngineCore(
-        FakeRunner(limits, allocator), allocator, limits, max_model_len=120, eos_ids=(0,), tokenizer=None, seed=0
+        FakeRunner(limits, allocator),
+        allocator,
+        limits,
+        max_model_len=120,
+        eos_ids=(0,),
+        tokenizer=None,
+        seed=0,
     )
 
 

@@ -19,7 +19,7 @@ EOS = 7
 
 
 @functools.cache
-def tiny_model(window: int | None = None) -> LoadedModel:
+def tiny_model(window: int | None = None, positions: int = 512) -> LoadedModel:
     """Two layers, GQA, float32; weights wide enough that no two logits tie."""
     config = DecoderConfig(
         family="llama",
@@ -30,7 +30,7 @@ def tiny_model(window: int | None = None) -> LoadedModel:
         num_heads=4,
         num_kv_heads=2,
         head_dim=16,
-        max_position_embeddings=512,
+        max_position_embeddings=positions,
         eos_token_ids=(EOS,),
         windows=(window, None),
     )

@@ -73,7 +73,13 @@ class TrafficMachine(RuleBasedStateMachine):
         super().__init__()
         self.traffic = Traffic(num_pages=24, steps=3)
 
-    @rule(prompt=prompts, max_tokens=st.integers(1, 30), n=st.integers(1, 3), priority=st.integers(0, 2), stop=st.booleans())
+    @rule(
+        prompt=prompts,
+        max_tokens=st.integers(1, 30),
+        n=st.integers(1, 3),
+        priority=st.integers(0, 2),
+        stop=st.booleans(),
+    )
     def add(self, prompt, max_tokens, n, priority, stop):
         self.traffic.add(prompt, max_tokens, n, priority, stop)
 
@@ -99,11 +105,13 @@ TestTraffic = TrafficMachine.TestCase
 TestTraffic.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 
 
-@pytest.mark.parametrize("num_pages,budget,steps", [(30, 6, 1), (30, 16, 4), (200, 64, 2)])
-def test_ten_thousand_random_operations_conserve_pages(num_pages, budget, steps):
+@pytest.mark.parametrize(
+    "operations,num_pages,budget,steps", [(10_000, 30, 6, 1), (2000, 30, 16, 4), (2000, 200, 64, 2)]
+)
+def test_thousands_of_random_operations_conserve_pages(operations, num_pages, budget, steps):
     rng = random.Random(num_pages + budget)
     traffic = Traffic(num_pages=num_pages, budget=budget, steps=steps)
-    for _ in range(10_000):
+    for _ in range(operations):
         action = rng.random()
         if action < 0.12 and len(traffic.core.request_ids()) < 12:
             prompt = [rng.randrange(VOCAB) for _ in range(rng.randint(1, 60))]
@@ -114,9 +122,9 @@ def test_ten_thousand_random_operations_conserve_pages(num_pages, budget, steps)
             traffic.step()
         check_pages(traffic.core)
     traffic.finish()
-    assert traffic.num_finished > 100
+    assert traffic.num_finished > operations // 100
     if num_pages == 30:
-        assert traffic.core.scheduler.num_preemptions > 20
+        assert traffic.core.scheduler.num_preemptions > operations // 500
 
 
 def test_requests_start_in_order_and_none_starves():
