@@ -88,7 +88,7 @@ class Pages:
         if self.scales is not None:
             codec = codes.codec_of(pool)
             scales = codes.Scales.of(self._tiles(self.scales, ids), codec, self.page_size, head_dim)
-            tiles = codes.unpack(tiles) if codec == "int4" else tiles
+            tiles = codes.numbers(tiles, codec)
             # One factor per token: cheaper on the weights than on the values.
             scale, zero = (_flat(side, live) for side in (scales.v_scale, scales.v_zero))
         values = tiles.reshape(weights.shape[0], -1, head_dim).astype(dtype)
