@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import jax
@@ -87,3 +88,53 @@ def ungrouped(x: jax.Array, kv_heads: int, heads: int) -> jax.Array:
     tail = x.shape[3:]
     x = x.reshape(x.shape[0], kv_heads, -1, *tail)[:, :, : heads // kv_heads]
     return x.reshape(x.shape[0], heads, *tail)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class QueryTiles:
+    """X tiles of consecutive tokens of one row: `row` [X], `token` [X, Y] indices into the flat tokens (in range),
+    `counted` [X, Y] whether a token is one of the tile's, `tile_of` [B] first tile of each row."""
+
+    row: Int32[Array, "X"]
+    token: Int32[Array, "X Y"]
+    counted: Bool[Array, "X Y"]
+    tile_of: Int32[Array, "B"]
+    starts: Int32[Array, "B"]
+
+
+def query_tiles(
+    query_starts: Int32[Array, "B+1"], owned: Int32[Array, "B"], tokens: int, size: int
+) -> QueryTiles:
+    """Cuts each row's `owned` tokens into tiles of `size`; tiles that no row needs count no token."""
+    rows = owned.shape[0]
+    ends = jnp.cumsum(-(-owned // size), dtype=jnp.int32)
+    first = jnp.concatenate([jnp.zeros(1, jnp.int32), ends[:-1]])
+    index = jnp.arange(tokens // size + min(rows, tokens), dtype=jnp.int32)
+    row = jnp.minimum(jnp.searchsorted(ends, index, side="right"), rows - 1).astype(jnp.int32)
+    offset = (index - first[row])[:, None] * size + jnp.arange(size, dtype=jnp.int32)
+    counted = (offset < owned[row][:, None]) & (index < ends[-1])[:, None]
+    token = jnp.clip(query_starts[row][:, None] + offset, 0, tokens - 1)
+    return QueryTiles(row, token, counted, first, query_starts[:-1])
+
+
+def to_tiles(q: jax.Array, tile: QueryTiles, kv_heads: int, rows: int) -> jax.Array:
+    """Queries [T, H, D] as [X, K, M, D]: row y * G + g of a tile is head g of the group of its token y."""
+    count, size = tile.token.shape
+    _, heads, head_dim = q.shape
+    group = heads // kv_heads
+    x = jnp.where(tile.counted[..., None, None], q[tile.token], 0)
+    x = x.reshape(count, size, kv_heads, group, head_dim).swapaxes(1, 2).reshape(count, kv_heads, -1, head_dim)
+    return jnp.pad(x, ((0, 0), (0, 0), (0, rows - x.shape[2]), (0, 0)))
+
+
+def from_tiles(x: jax.Array, tile: QueryTiles, tokens: int, group: int) -> jax.Array:
+    """Results [X, K, M, ...] of tiles as [T, H, ...]; a token of no tile takes any tile's."""
+    size = tile.token.shape[1]
+    index = jnp.arange(tokens, dtype=jnp.int32)
+    row = jnp.clip(jnp.searchsorted(tile.starts, index, side="right") - 1, 0, tile.starts.shape[0] - 1)
+    offset = index - tile.starts[row]
+    at = jnp.clip(tile.tile_of[row] + offset // size, 0, x.shape[0] - 1)
+    kv_heads, tail = x.shape[1], x.shape[3:]
+    x = x[:, :, : size * group].reshape(x.shape[0], kv_heads, size, group, *tail)
+    return x[at, :, offset % size].reshape(tokens, kv_heads * group, *tail)
