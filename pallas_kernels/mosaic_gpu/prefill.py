@@ -77,7 +77,7 @@ def prefill(
 
         @pl.when(group == WARPGROUPS)
         def _stream():
-            plgpu.set_max_registers(56, action="decrease")
+            plgpu.set_max_registers(72, action="decrease")
             row = row_ref[index]
             last_unit = lax.div(highest - 1, unit)
 
@@ -135,7 +135,7 @@ def prefill(
 
         @pl.when(group < WARPGROUPS)
         def _compute():
-            plgpu.set_max_registers(224, action="increase")
+            plgpu.set_max_registers(216, action="increase")
             mine = pl.ds(group * ROWS, ROWS)
             query = q_tiles.at[group]
             plgpu.copy_gmem_to_smem(q_ref.at[index, head, mine], query, q_ready.at[group])
