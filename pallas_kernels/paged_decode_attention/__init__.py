@@ -1,0 +1,1 @@
+"""Attention of one query per sequence against its listed pages."""

@@ -1,0 +1,1 @@
+"""Causal attention of a ragged chunk of many sequences against their pages."""
