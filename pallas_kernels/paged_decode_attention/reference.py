@@ -44,14 +44,14 @@ def paged_decode_attention(
     scores = jnp.einsum("bkgd,bksd->bkgs", queries, tokens(k_pages), precision="highest") * scale
     if soft_cap is not None:
         scores = soft_cap * jnp.tanh(scores / soft_cap)
-    visible = visible.reshape(rows, kv_heads, 1, -1)
-    scores = jnp.where(visible, scores, HIDDEN)
+    seen = visible.reshape(rows, kv_heads, 1, -1)
+    scores = jnp.where(seen, scores, HIDDEN)
     sink = jnp.full(heads, HIDDEN) if sinks is None else sinks.astype(jnp.float32)
     sink = sink.reshape(kv_heads, -1)
     top = jnp.maximum(scores.max(-1), sink)
-    weights = jnp.where(visible, jnp.exp(scores - top[..., None]), 0)
+    weights = jnp.where(seen, jnp.exp(scores - top[..., None]), 0)
     total = weights.sum(-1) + jnp.exp(sink - top)
-    sees = visible.any(-1)  # [B, K, 1]
+    sees = seen.any(-1)  # [B, K, 1]
     out = jnp.einsum("bkgs,bksd->bkgd", weights, tokens(v_pages), precision="highest")
     out = jnp.where(sees[..., None], out / total[..., None], 0).reshape(q.shape).astype(q.dtype)
     lse = jnp.where(sees, top + jnp.log(total), HIDDEN).reshape(rows, heads)

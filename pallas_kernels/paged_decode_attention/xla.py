@@ -42,8 +42,8 @@ def paged_decode_attention(
     def one_row(row: Array, results: tuple[Array, Array]) -> tuple[Array, Array]:
         query = q[row].reshape(kv_heads, groups, -1)
         out, lse = attend(query, jnp.full(groups, lengths[row] - 1), row, pages, sinks)
-        return (results[0].at[row].set(out.reshape(q.shape[1:]).astype(q.dtype)),)
-        results[1].at[row].set(lse.ravel())
+        out = out.reshape(q.shape[1:]).astype(q.dtype)
+        return results[0].at[row].set(out), results[1].at[row].set(lse.ravel())
 
     # Rows run in order: the products inside already keep the cores busy, so independent loops over parts of
     # the rows gained nothing (8.8 against 8.9 ms for 4 rows of 16384 tokens on two cores).

@@ -12,6 +12,7 @@ NoImplementation), and override `interpreted` with a context in which kernels ru
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -22,6 +23,12 @@ import pytest
 from pallas_kernels import NoImplementation
 
 from .cases import Spec
+
+
+@functools.cache
+def jitted(op: Callable[..., Any], backend: str, static: tuple[tuple[str, Any], ...]) -> Callable[..., Any]:
+    """One jitted function per op and options, so that cases of equal shapes share a compilation."""
+    return jax.jit(functools.partial(op, implementation=backend, **dict(static)))
 
 
 class Conformance:
@@ -48,12 +55,9 @@ class Conformance:
         """Calls `op` with this backend, jitted; options that are not arrays are static."""
         static = {k: v for k, v in options.items() if not hasattr(v, "shape")}
         given = {k: v for k, v in options.items() if hasattr(v, "shape")}
-
-        def call(arrays: Any, given: Any) -> Any:
-            return op(*arrays, **given, **static, implementation=self.backend)
-
         with self.interpreted():
-            return jax.tree.map(np.asarray, jax.jit(call)(arrays, given))
+            call = jitted(op, self.backend, tuple(static.items()))
+            return jax.tree.map(np.asarray, call(*arrays, **given))
 
     def supports(self, spec: Spec) -> bool:
         """Whether the backend serves cases like `spec`, by its flags."""

@@ -1,0 +1,25 @@
+"""Benchmarks of sparsejax against itself and others. `python scripts/bench.py serve --help` says more."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from benchmarks import serve
+
+COMMANDS = {"serve": serve}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name, module in COMMANDS.items():
+        command = commands.add_parser(name, help=module.__doc__, description=module.__doc__)
+        module.add_arguments(command)
+        command.set_defaults(run=module.run)
+    args = parser.parse_args()
+    return args.run(args)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Benchmarks: workloads, contenders (each in its own process), measurement and reports."""

@@ -1,0 +1,110 @@
+"""The paged KV state of a model and how a layer writes to it and reads from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+import pallas_kernels
+from sparsejax.cache.group import CacheGroup
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Rows:
+    """Page lists of the sequences that a section of a step reads. Counts are data: work follows them.
+
+    Attributes:
+        page_ids: physical ids by logical index; what lies beyond ``counts`` is never read.
+        lengths: tokens of each row that are in pages once this step's own are written; 0 is an empty row.
+        query_starts: row b's queries are ``query_starts[b] : query_starts[b + 1]`` of the section; None when
+            each row has exactly one query.
+    """
+
+    page_ids: Int[Array, "B S"]
+    lengths: Int[Array, "B"]
+    query_starts: Int[Array, "B1"] | None = None
+
+    def page_list(self, page_size: int) -> tuple[Int[Array, "B 1 S"], Int[Array, "B 1"]]:
+        """The list of all pages of each row, the same for every head: dense attention."""
+        return self.page_ids[:, None], (-(-self.lengths // page_size))[:, None]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class StepBatch:
+    """The flat tokens of one step: first one per decode row, then the prefill chunks.
+
+    Attributes:
+        page_ids, offsets: where each token's key and value go; page 0 for padding.
+        decode: rows of the first ``len(decode.lengths)`` tokens.
+        prefill: rows of the tokens after them, or None.
+    """
+
+    tokens: Int[Array, "T"]
+    positions: Int[Array, "T"]
+    page_ids: Int[Array, "T"]
+    offsets: Int[Array, "T"]
+    decode: Rows
+    prefill: Rows | None = None
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class PagedKV:
+    """Pools of every layer, and the static facts that attention over them needs.
+
+    Attributes:
+        pools: per layer, K and V ``[N, K, P, D]``.
+        windows: per layer, the sliding window in tokens, or None.
+        implementation: which backend serves the operations; None picks the best.
+    """
+
+    pools: tuple[tuple[Array, Array], ...]
+    group: CacheGroup = field(metadata={"static": True})
+    windows: tuple[int | None, ...] = field(metadata={"static": True})
+    soft_cap: float | None = field(default=None, metadata={"static": True})
+    implementation: str | None = field(default=None, metadata={"static": True})
+
+    def attend(
+        self,
+        layer: int,
+        q: Float[Array, "T H D"],
+        k: Float[Array, "T K D"],
+        v: Float[Array, "T K D"],
+        batch: StepBatch,
+        rotate: Callable[[Array], Array],
+    ) -> tuple[Float[Array, "T H D"], PagedKV]:
+        """Writes the step's rotated keys and values, then reads each row's page list.
+
+        What a query sees depends on its position only: every token at or before it (inside the window).
+        """
+        layout = self.group.layout
+        pools = layout.write(self.pools[layer], rotate(k), v, batch.page_ids, batch.offsets, self.implementation)
+        q = rotate(q)
+        options = dict(
+            window=self.windows[layer], soft_cap=self.soft_cap, implementation=self.implementation
+        )
+        decode_count = batch.decode.lengths.shape[0]
+        page_list = batch.decode.page_list(layout.page_size)
+        out = pallas_kernels.paged_decode_attention(
+            q[:decode_count], *pools, *page_list, batch.decode.lengths, **options
+        )
+        if batch.prefill is not None:
+            rows = batch.prefill
+            chunk = pallas_kernels.paged_prefill_attention(
+                q[decode_count:], *pools, *rows.page_list(layout.page_size), rows.lengths, rows.query_starts, **options
+            )
+            out = jnp.concatenate([out, chunk])
+        return out, self._with_pools(layer, pools)
+
+    def copy_pages(self, source: Int[Array, "C"], target: Int[Array, "C"]) -> PagedKV:
+        """Copies whole pages in every layer, ``source[i] -> target[i]``; pairs of page 0 are padding."""
+        return replace(self, pools=tuple(self.group.layout.copy(pools, source, target) for pools in self.pools))
+
+    def _with_pools(self, layer: int, pools: tuple[Array, Array]) -> PagedKV:
+        return replace(self, pools=(*self.pools[:layer], pools, *self.pools[layer + 1 :]))

@@ -1,0 +1,200 @@
+"""What `sparsejax doctor` looks at. Nothing is changed but for an empty probe file that goes away."""
+
+from __future__ import annotations
+
+import importlib.metadata as metadata
+import os
+import platform
+import re
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sparsejax.cli import show
+from sparsejax.errors import ModelError
+
+CPU_FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_int8", "neon", "asimd", "sve")
+
+
+@dataclass
+class Check:
+    """One finding. ``status`` is "ok", "note" (works, could be better) or "fail"."""
+
+    name: str
+    status: str
+    detail: str
+    fix: str = ""
+
+
+def python() -> Check:
+    return Check("python", "ok", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
+
+
+def requirements() -> Iterator[tuple[Any, str | None]]:
+    """Our declared requirements as (Requirement, extra or None)."""
+    from packaging.requirements import Requirement
+
+    for text in metadata.requires("sparsejax") or []:
+        requirement = Requirement(text)
+        extra = re.search(r"extra == ['\"](\w+)['\"]", text)
+        yield requirement, extra[1] if extra else None
+
+
+def installed(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def packages() -> Iterator[Check]:
+    """The packages the core needs, against the versions it was made for."""
+    found, wrong = [f"sparsejax {installed('sparsejax')}"], []
+    for requirement, extra in requirements():
+        if extra is not None:
+            continue
+        version = installed(requirement.name)
+        if version is None or not requirement.specifier.contains(version, prereleases=True):
+            wrong.append(f"{requirement.name}{requirement.specifier} (found {version or 'none'})")
+        else:
+            found.append(f"{requirement.name} {version}")
+    yield Check("packages", "ok", ", ".join(found))
+    if wrong:
+        names = " ".join(f"'{text.partition(' ')[0]}'" for text in wrong)
+        yield Check(
+            "packages", "fail", f"needed: {', '.join(wrong)}", f"{sys.executable} -m pip install {names}"
+        )
+
+
+def extras() -> Iterator[Check]:
+    """Optional parts and whether everything they need is here."""
+    needed: dict[str, list[str]] = {}
+    for requirement, extra in requirements():
+        if extra is not None:
+            needed.setdefault(extra, []).append(requirement.name)
+    ready = [extra for extra, names in needed.items() if all(installed(name) for name in names)]
+    absent = [extra for extra in needed if extra not in ready]
+    text = f"installed: {', '.join(ready) or 'none'}; not installed: {', '.join(absent) or 'none'}"
+    yield Check("extras", "ok", text)
+
+
+def processor() -> Check:
+    """CPU cores and the instructions that matter for matrix products."""
+    cpuinfo = Path("/proc/cpuinfo")
+    text = cpuinfo.read_text() if cpuinfo.exists() else ""
+    model = re.search(r"^model name\s*: (.+)$", text, re.M)
+    flags = set(" ".join(re.findall(r"^(?:flags|Features)\s*: (.+)$", text, re.M)).split())
+    has = [feature for feature in CPU_FEATURES if feature in flags]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    name = model[1] if model else platform.processor() or platform.machine()
+    return Check("processor", "ok", f"{name}, {cores} cores, {' '.join(has) or 'features unknown'}")
+
+
+def memory() -> Check:
+    """Free main memory; too little is the usual reason for a killed process."""
+    import psutil
+
+    free, total = psutil.virtual_memory().available, psutil.virtual_memory().total
+    text = f"{show.size(free)} free of {show.size(total)}"
+    if free < 2**30:
+        return Check("memory", "note", text, "less than 1 GiB is free: close programs or use a smaller model")
+    return Check("memory", "ok", text)
+
+
+def devices() -> Check:
+    """The devices JAX computes on."""
+    import jax
+
+    found = [f"{d.platform}:{d.device_kind}" for d in jax.devices()]
+    text = f"{jax.default_backend()}, {len(found)} device(s): {', '.join(sorted(set(found)))}"
+    fix = ""
+    if jax.default_backend() == "cpu" and Path("/dev/nvidiactl").exists():
+        fix = f"a GPU is present but unused: {sys.executable} -m pip install 'sparsejax[cuda]'"
+    elif jax.default_backend() == "cpu" and Path("/dev/accel0").exists():
+        fix = f"a TPU is present but unused: {sys.executable} -m pip install 'sparsejax[tpu]'"
+    return Check("devices", "note" if fix else "ok", text, fix)
+
+
+def compile_cache(config: Any) -> Check:
+    """The directory of compiled programs can be created and written."""
+    directory = config.compile_cache_path()
+    if directory is None:
+        return Check("compile cache", "note", "off", "give --compile-cache-dir a directory for faster starts")
+    fix = "give --compile-cache-dir a directory you may write, or '' to turn it off"
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=directory):
+            pass
+    except OSError as error:
+        return Check("compile cache", "fail", f"{directory} cannot be written: {error.strerror}", fix)
+    used = sum(entry.stat().st_size for entry in os.scandir(directory) if entry.is_file())
+    return Check("compile cache", "ok", f"{directory}, {show.size(used)}")
+
+
+def model(config: Any, check_nan: bool) -> Check:
+    """The checkpoint loads; with ``check_nan`` every weight is finite too."""
+    from sparsejax.models.loader import load_model
+
+    started = time.monotonic()
+    loaded = load_model(config.model, config.dtype, check_finite=check_nan)
+    seconds = time.monotonic() - started
+    shape = f"{loaded.config.family}, {loaded.config.num_layers} layers"
+    text = f"{shape}, loaded in {seconds:.1f} s from {loaded.path}"
+    return Check("model", "ok", text + (", every weight is finite" if check_nan else ""))
+
+
+def tokenizer(config: Any) -> Check:
+    """The model's tokenizer loads; a model without one still serves token ids."""
+    from sparsejax.models.files import find_model
+    from sparsejax.models.tokenizer import load_tokenizer
+
+    try:
+        found = load_tokenizer(find_model(config.tokenizer or config.model))
+    except ModelError as error:
+        return Check("tokenizer", "fail" if config.tokenizer else "note", str(error))
+    chat = "with" if getattr(found, "chat_template", None) else "without"
+    return Check("tokenizer", "ok", f"{len(found)} tokens, {chat} a chat template")
+
+
+def operations() -> Iterator[Check]:
+    """Which implementation serves each array operation here, and why the others do not.
+
+    Asked for one usual shape (8 query heads over 2, head dim 64, pages of 32 tokens); nothing is computed.
+    """
+    import jax
+    import jax.numpy as jnp
+    from pallas_kernels.dispatch import explain
+
+    def array(*shape: int, dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype)
+
+    rows, tokens, pool = 4, 64, array(16, 2, 32, 64, dtype=jnp.bfloat16)
+    listed = (array(rows, 1, 8), array(rows, 1), array(rows))
+    new = array(tokens, 2, 64, dtype=jnp.bfloat16)
+    cases = {
+        "kv_write": (pool, pool, new, new, array(tokens), array(tokens)),
+        "paged_decode_attention": (array(rows, 8, 64, dtype=jnp.bfloat16), pool, pool, *listed),
+        "paged_prefill_attention": (
+            array(tokens, 8, 64, dtype=jnp.bfloat16),
+            pool,
+            pool,
+            *listed,
+            array(rows + 1),
+        ),
+    }
+    for name, case in cases.items():
+        chosen, reasons = explain(name, *case)
+        why = "; ".join(f"{other}: {shorten_reason(reason)}" for other, reason in reasons.items())
+        yield Check(
+            "operation",
+            "ok" if chosen else "fail",
+            f"{name}: {chosen or 'none'}" + (f" ({why})" if why else ""),
+        )
+
+
+def shorten_reason(reason: str) -> str:
+    return show.shorten(reason, 90)

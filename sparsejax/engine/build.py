@@ -1,0 +1,118 @@
+"""From a config to a running core: load the model, size the pools, compile the first programs."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from typing import Any
+
+import jax
+
+from sparsejax.cache.allocator import PageAllocator
+from sparsejax.cache.group import dense_group, pages_for
+from sparsejax.config import EngineConfig
+from sparsejax.engine.compile import use_compile_cache
+from sparsejax.engine.core import EngineCore
+from sparsejax.engine.runner import Runner
+from sparsejax.engine.scheduler import Limits
+from sparsejax.engine.table import StepTable
+from sparsejax.errors import CapacityError, ConfigError
+from sparsejax.models.config import DecoderConfig
+from sparsejax.models.loader import LoadedModel, load_model
+from sparsejax.models.tokenizer import has_tokenizer, load_tokenizer
+
+CPU_POOL_LIMIT = 4 << 30
+"""On a CPU the pools share memory with everything else: more than this must be asked for by name."""
+WORKSPACE_BYTES = 1 << 30
+"""Device memory left to the steps' temporaries on an accelerator."""
+FIRST_PROGRAMS = 2
+
+
+def build_core(config: EngineConfig, model: LoadedModel | None = None, tokenizer: Any = None) -> EngineCore:
+    """Builds the core that `config` describes.
+
+    Args:
+        model, tokenizer: already loaded ones, instead of those that `config` names.
+    """
+    use_compile_cache(config.compile_cache_path())
+    if model is None:
+        model = load_model(config.model, config.dtype, progress=sys.stderr.isatty())
+    if tokenizer is None and config.tokenizer is not None:
+        tokenizer = load_tokenizer(config.tokenizer)
+    elif tokenizer is None and model.path is not None and has_tokenizer(model.path):
+        tokenizer = load_tokenizer(model.path)
+    max_model_len = _max_model_len(config, model.config)
+    table = StepTable.build(config.max_num_seqs, config.max_num_batched_tokens, config.num_decode_steps)
+    width = -(-max_model_len // config.page_size)
+    one_page = dense_group(model.config, config.page_size, model.dtype, 1)
+    num_pages = pages_for(_kv_budget(config, model), one_page, wanted=config.max_num_seqs * width)
+    group = dense_group(model.config, config.page_size, model.dtype, num_pages)
+    implementation = None if config.backend == "auto" else config.backend
+    runner = Runner(model, group, table, width, implementation)
+    core = EngineCore(
+        runner,
+        PageAllocator(num_pages),
+        Limits(
+            config.max_num_seqs,
+            config.max_num_batched_tokens,
+            table.max_chunk,
+            config.page_size,
+            config.num_decode_steps,
+        ),
+        max_model_len=max_model_len,
+        eos_ids=model.config.eos_token_ids,
+        tokenizer=tokenizer,
+        seed=config.seed,
+    )
+    _warm(runner, config)
+    return core
+
+
+def _warm(runner: Runner, config: EngineConfig) -> None:
+    if config.warmup == "none":
+        return
+    keys = list(runner.table.keys())
+    if config.warmup == "lazy":
+        keys = keys[:FIRST_PROGRAMS]
+    runner.warm(keys, progress=_progress_bar if sys.stderr.isatty() else list)
+
+
+def _progress_bar(keys: list) -> Any:
+    from tqdm import tqdm
+
+    start = time.monotonic()
+    bar = tqdm(keys, desc="compiling steps (cached for next time)", leave=False, delay=1.0)
+    yield from bar
+    bar.set_postfix_str(f"{time.monotonic() - start:.1f}s")
+
+
+def _max_model_len(config: EngineConfig, model: DecoderConfig) -> int:
+    limit = model.max_position_embeddings
+    if config.max_model_len is None:
+        return limit
+    if config.max_model_len > limit:
+        raise ConfigError(
+            f"max_model_len={config.max_model_len} exceeds what the model was made for ({limit} positions): "
+            f"lower it to at most {limit}, or use a checkpoint with rope scaling."
+        )
+    return config.max_model_len
+
+
+def _kv_budget(config: EngineConfig, model: LoadedModel) -> int:
+    """Bytes that the KV pools may take."""
+    if config.kv_memory_bytes is not None:
+        return config.kv_memory_bytes
+    stats = jax.local_devices()[0].memory_stats() if jax.default_backend() != "cpu" else None
+    if stats:
+        left = int(stats["bytes_limit"] * config.memory_utilization) - stats["bytes_in_use"] - WORKSPACE_BYTES
+        if left <= 0:
+            raise CapacityError(
+                f"the weights leave no device memory for the KV cache ({stats['bytes_in_use']:,} of "
+                f"{stats['bytes_limit']:,} bytes in use, memory_utilization={config.memory_utilization}): raise "
+                "memory_utilization, or use a smaller model or dtype."
+            )
+        return left
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return min(int(free * config.memory_utilization) // 2, CPU_POOL_LIMIT)
+

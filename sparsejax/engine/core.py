@@ -1,0 +1,269 @@
+"""The engine's heart: requests in, one step at a time, outputs out. `Engine` and `AsyncEngine` wrap it."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
+from sparsejax.cache.allocator import PageAllocator
+from sparsejax.engine.bad_words import BadWords, banned_next, compile_bad_words
+from sparsejax.engine.detokenizer import Detokenizer, TextDecoder
+from sparsejax.engine.interrupt import deferred_interrupt
+from sparsejax.engine.params import SamplingParams
+from sparsejax.engine.prompts import Prompt, check_length
+from sparsejax.engine.request import RequestOutput
+from sparsejax.engine.rows import mix_seed, pack_bias, pack_row
+from sparsejax.engine.runner import Runner
+from sparsejax.engine.scheduler import Limits, Scheduler, StepPlan
+from sparsejax.engine.sequence import Sequence
+from sparsejax.engine.tracker import Choice, Tracker, needs_full_sampler
+from sparsejax.errors import CapacityError, RequestError
+
+
+@dataclass
+class _InFlight:
+    """A dispatched step whose results are still on the device."""
+
+    plan: StepPlan
+    outputs: Any
+
+
+class EngineCore:
+    """Joins the scheduler's decisions with the runner's programs, one step ahead of the results.
+
+    While the device computes step n, the host plans and dispatches step n + 1 and then reads the results of n.
+    A sequence that ends in step n may thus take part in n + 1; what that computes for it is dropped.
+    """
+
+    def __init__(
+        self,
+        runner: Runner,
+        allocator: PageAllocator,
+        limits: Limits,
+        *,
+        max_model_len: int,
+        eos_ids: tuple[int, ...],
+        tokenizer: Any,
+        seed: int,
+    ):
+        self.runner = runner
+        self.scheduler = Scheduler(limits, allocator)
+        self.max_model_len = max_model_len
+        self.tokenizer = tokenizer
+        self._text = None if tokenizer is None else TextDecoder(tokenizer)
+        self.counters: Counter[str] = Counter()
+        self._eos_ids = eos_ids
+        self._seed = seed
+        self._arrivals = 0
+        self._trackers: dict[str, Tracker] = {}
+        self._owner: dict[Sequence, tuple[Tracker, Choice]] = {}
+        self._forks: dict[Sequence, list[Sequence]] = {}
+        self._bad_words: dict[Sequence, BadWords] = {}
+        self._in_flight: _InFlight | None = None
+        self._undelivered: list[RequestOutput] = []
+
+    @property
+    def has_unfinished(self) -> bool:
+        return bool(self._trackers or self._undelivered)
+
+    def request_ids(self) -> list[str]:
+        return list(self._trackers)
+
+    def add(self, request_id: str, prompt: Prompt, params: SamplingParams, priority: int = 0) -> None:
+        """Queues a request.
+
+        Raises:
+            RequestError: the id is taken, or the request does not fit the model or its limits.
+            CapacityError: it needs more pages than the pool has.
+        """
+        self.check(prompt, params)
+        if request_id in self._trackers:
+            raise RequestError(
+                f"request_id {request_id!r} is in use: wait until it finishes, or choose another.",
+                parameter="request_id",
+                value=request_id,
+            )
+        max_tokens = check_length(len(prompt.token_ids), params, self.max_model_len)
+        tracker = Tracker(
+            request_id, prompt.text, prompt.token_ids, params, params.all_stop_ids(self._eos_ids),
+            frozenset(self._eos_ids), self._token_text,
+        )  # fmt: skip
+        self._arrivals += 1
+        bad_words = compile_bad_words(params.bad_words or (), self.tokenizer)
+        seed = params.seed if params.seed is not None else mix_seed(self._seed, self._arrivals)
+        for index in range(params.n):
+            sequence = Sequence(
+                list(prompt.token_ids), max_tokens, (priority, self._arrivals, index),
+                needs_history=bad_words.needs_history,
+            )  # fmt: skip
+            choice = Choice(
+                index, sequence, Detokenizer(self._text, prompt.token_ids, params), mix_seed(seed, index)
+            )
+            tracker.choices.append(choice)
+            self._owner[sequence] = (tracker, choice)
+            self._bad_words[sequence] = bad_words
+        first, *rest = (choice.sequence for choice in tracker.choices)
+        if rest:
+            self._forks[first] = rest
+        self._trackers[request_id] = tracker
+        self.scheduler.add(first)
+        self.counters["requests"] += 1
+        self.counters["prompt_tokens"] += len(prompt.token_ids)
+
+    def check(self, prompt: Prompt, params: SamplingParams) -> None:
+        """Raises what `add` would raise for this prompt and these parameters, and queues nothing."""
+        params.check_model(self.runner.vocab_size, self._eos_ids, self.max_model_len)
+        total = len(prompt.token_ids) + check_length(len(prompt.token_ids), params, self.max_model_len)
+        size, capacity = self.scheduler.limits.page_size, self.scheduler.allocator.capacity
+        if -(-total // size) > capacity:
+            raise CapacityError(
+                f"the request may reach {total} tokens = {-(-total // size)} pages of {size}, but the KV pool has "
+                f"{capacity}: lower max_tokens, shorten the prompt, or raise kv_memory_bytes."
+            )
+
+    def abort(self, request_ids: Iterable[str]) -> list[RequestOutput]:
+        """Ends requests in any state and returns their last outputs; unknown ids are ignored."""
+        outputs = []
+        for request_id in request_ids:
+            tracker = self._trackers.get(request_id)
+            if tracker is None:
+                continue
+            for choice in tracker.choices:
+                if choice.finish_reason is None:
+                    self._end(tracker, choice, "abort")
+            self.counters["aborted"] += 1
+            outputs += self._report([tracker])
+        return outputs
+
+    def step(self) -> list[RequestOutput]:
+        """Dispatches the next step, then takes in the results of the one before.
+
+        Raises:
+            KeyboardInterrupt: Ctrl-C came meanwhile; the outputs of this step are kept for the next call.
+        """
+        with deferred_interrupt() as check:
+            self._undelivered += self._advance()
+            check()
+        outputs, self._undelivered = self._undelivered, []
+        return outputs
+
+    def put_back(self, outputs: Iterable[RequestOutput]) -> None:
+        """Keeps outputs that belong to somebody else for their next call of `step`."""
+        self._undelivered += outputs
+
+    def _advance(self) -> list[RequestOutput]:
+        plan = self.scheduler.schedule()
+        started = self._dispatch(plan) if plan else None
+        finished, self._in_flight = self._in_flight, started
+        return self._collect(finished) if finished else []
+
+    def drain(self) -> None:
+        """Waits for what is still on the device and drops it."""
+        if self._in_flight:
+            jax.block_until_ready(self._in_flight.outputs)
+            self._in_flight = None
+
+    def _dispatch(self, plan: StepPlan) -> _InFlight:
+        now = time.monotonic()
+        for sequence in plan.admitted:
+            tracker, choice = self._owner[sequence]
+            tracker.metrics.first_scheduled_time = tracker.metrics.first_scheduled_time or now
+            self.runner.admit(sequence.row, self._row_values(sequence, tracker, choice))
+        for sequence, _ in plan.outputs:
+            if sequence.needs_history:
+                self._ban(sequence)
+        greedy = not any(
+            needs_full_sampler(tracker.params, bool(tracker.stop_ids))
+            for tracker, _ in (self._owner[sequence] for sequence, _ in plan.outputs)
+        )
+        prompt_logprobs = any(
+            chunk.start < chunk.sequence.num_prompt and self._wants_prompt_logprobs(chunk.sequence)
+            for chunk in plan.chunks
+        )
+        outputs = self.runner.dispatch(plan, greedy, prompt_logprobs)
+        for chunk in plan.chunks:
+            self._fork(chunk.sequence)
+        for sequence in plan.decode:
+            self._fork(sequence)
+        self.counters["steps"] += 1
+        self.counters["computed_tokens"] += plan.num_tokens
+        return _InFlight(plan, outputs)
+
+    def _row_values(self, sequence: Sequence, tracker: Tracker, choice: Choice) -> dict:
+        return pack_row(
+            tracker.params, tracker.prompt_ids, choice.token_ids, self.runner.vocab_size, self._eos_ids, choice.seed,
+            never=self._bad_words[sequence].never,
+        )  # fmt: skip
+
+    def _ban(self, sequence: Sequence) -> None:
+        """Bans the tokens that would complete a bad word: the host knows every earlier token of this row."""
+        tracker, choice = self._owner[sequence]
+        banned = banned_next(self._bad_words[sequence], choice.token_ids)
+        self.runner.set_bias(sequence.row, *pack_bias(tracker.params, banned))
+
+    def _wants_prompt_logprobs(self, sequence: Sequence) -> bool:
+        tracker, choice = self._owner[sequence]
+        return tracker.params.prompt_logprobs is not None and choice.index == 0
+
+    def _fork(self, sequence: Sequence) -> None:
+        """Once a prompt is computed, its other samples start from its pages."""
+        if sequence in self._forks and sequence.num_computed >= sequence.num_prompt:
+            children = [child for child in self._forks.pop(sequence) if child in self._owner]
+            self.scheduler.fork(sequence, children)
+
+    def _collect(self, step: _InFlight) -> list[RequestOutput]:
+        results = self.runner.read(step.outputs)
+        touched: dict[Tracker, None] = {}
+        if results.prompt is not None:
+            self._collect_prompt(step.plan, results.prompt)
+        for slot, (sequence, at) in enumerate(step.plan.outputs):
+            if sequence not in self._owner:
+                continue  # it ended while this step was on its way
+            tracker, choice = self._owner[sequence]
+            touched[tracker] = None
+            for i in range(step.plan.num_steps):
+                record = results.sampled[i, slot]
+                sequence.resolve(at + i, int(record[0]))
+                self.counters["generation_tokens"] += 1
+                if tracker.push(choice, record):
+                    self._forget(tracker, choice)
+                    break
+        return self._report(touched)
+
+    def _collect_prompt(self, plan: StepPlan, records: Any) -> None:
+        start = 0
+        for chunk in plan.chunks:
+            if chunk.sequence in self._owner and self._wants_prompt_logprobs(chunk.sequence):
+                tracker, _ = self._owner[chunk.sequence]
+                if chunk.start < chunk.sequence.num_prompt:
+                    tracker.push_prompt(chunk.start, records[start : start + chunk.count])
+            start += chunk.count
+
+    def _end(self, tracker: Tracker, choice: Choice, reason: str) -> None:
+        tracker.end(choice, reason)
+        self._forget(tracker, choice)
+
+    def _forget(self, tracker: Tracker, choice: Choice) -> None:
+        sequence = choice.sequence
+        self.scheduler.finish(sequence)
+        self._forks.pop(sequence, None)
+        del self._owner[sequence]
+        del self._bad_words[sequence]
+
+    def _report(self, trackers: Iterable[Tracker]) -> list[RequestOutput]:
+        outputs = []
+        for tracker in trackers:
+            if tracker.finished:
+                self._trackers.pop(tracker.request_id, None)
+            output = tracker.output()
+            if output is not None:
+                outputs.append(output)
+        return outputs
+
+    def _token_text(self, token: int) -> str | None:
+        return None if self._text is None else self._text.token_text(token)

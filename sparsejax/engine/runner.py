@@ -1,0 +1,187 @@
+"""The one owner of device arrays: turns plans into program calls and brings results back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sparsejax.cache.group import CacheGroup
+from sparsejax.engine.compile import Programs, abstract
+from sparsejax.engine.rows import neutral_row, stack_rows
+from sparsejax.engine.sampler import SamplingRows
+from sparsejax.engine.scheduler import StepPlan
+from sparsejax.engine.state import DeviceState, initial_state, state_bytes
+from sparsejax.engine.step import StepKey, StepShape
+from sparsejax.engine.table import StepTable
+from sparsejax.models.decoder import Decoder
+from sparsejax.models.loader import LoadedModel
+
+COPY_PAIRS = 16
+
+
+@dataclass
+class Results:
+    """What one dispatched step computed, on the host.
+
+    Attributes:
+        sampled: int32 ``[steps, rows, W]`` in the order of ``plan.outputs``; columns as in `step`.
+        prompt: int32 ``[chunk tokens, W]`` when prompt log-probabilities were asked for.
+    """
+
+    sampled: np.ndarray
+    prompt: np.ndarray | None
+
+
+class Runner:
+    """Holds weights, device state and programs. Steps run in the order they are dispatched."""
+
+    def __init__(
+        self, model: LoadedModel, group: CacheGroup, table: StepTable, table_width: int, implementation: str | None
+    ):
+        self.params = model.params
+        self.table = table
+        decoder = Decoder(model.config, model.dtype)
+        self.spare_row = table.max_rows
+        self.max_entries = 2 * table.max_rows + table.max_chunk // group.layout.page_size + 1
+        self.shape = StepShape(decoder, group.layout.page_size, self.spare_row, self.max_entries)
+        self.vocab_size = model.config.vocab_size
+        num_rows = table.max_rows + 1
+        self.state: DeviceState = initial_state(
+            model.config,
+            group,
+            num_rows=table.max_rows,
+            table_width=table_width,
+            sampling=jax.tree.map(jnp.asarray, SamplingRows(**stack_rows([neutral_row(self.vocab_size)] * num_rows))),
+            implementation=implementation,
+        )
+        self._table_mirror = np.zeros((table.max_rows + 1, table_width), np.int32)
+        self.programs = Programs()
+
+    def memory(self) -> dict[str, int]:
+        """Bytes of the arrays that exist, by component."""
+        weights = sum(leaf.nbytes for leaf in jax.tree.leaves(self.params))
+        return {"weights": weights, **state_bytes(self.state)}
+
+    def warm(self, keys: list[StepKey], progress: Any = lambda keys: keys) -> None:
+        """Compiles the step programs `keys` and the small programs beside them."""
+        for key in progress(keys):
+            self._step(key)
+        self._admit_program()
+        self._copy_program()
+        self._bias_program()
+
+    def admit(self, row: int, values: dict[str, np.ndarray]) -> None:
+        """Sets the sampling state of `row` for the sequence that takes it."""
+        self.state = self._admit_program()(self.state, np.int32(row), SamplingRows(**values))
+
+    def set_bias(self, row: int, ids: np.ndarray, values: np.ndarray) -> None:
+        """Replaces the logit biases of `row` (bans that depend on what was generated)."""
+        self.state = self._bias_program()(self.state, np.int32(row), ids, values)
+
+    def dispatch(self, plan: StepPlan, greedy: bool, prompt_logprobs: bool) -> tuple[jax.Array, jax.Array | None]:
+        """Starts one step and returns its results as device arrays, still being computed."""
+        self._copy_pages(plan.copies)
+        if plan.chunks:
+            key = self.table.mixed(sum(chunk.count for chunk in plan.chunks), greedy, prompt_logprobs)
+        else:
+            key = self.table.decode(len(plan.decode), plan.num_steps, greedy)
+        packed, fields = self.shape.packing(key).empty()
+        self._fill_entries(plan, fields)
+        self._fill_decode(plan, fields)
+        if plan.chunks:
+            self._fill_chunks(plan, fields)
+        self.state, outputs = self._step(key)(self.state, self.params, packed)
+        for array in jax.tree.leaves(outputs):
+            array.copy_to_host_async()
+        return outputs
+
+    def read(self, outputs: tuple[jax.Array, jax.Array | None]) -> Results:
+        """Waits for the results of a dispatched step."""
+        sampled, prompt = outputs
+        return Results(np.asarray(sampled), None if prompt is None else np.asarray(prompt))
+
+    def _fill_entries(self, plan: StepPlan, fields: dict[str, np.ndarray]) -> None:
+        fields["entry_rows"][:] = self.spare_row
+        for (row, index), page in plan.entries.items():
+            self._table_mirror[row, index] = page
+        if len(plan.entries) > self.max_entries:
+            # A long prompt was admitted at once: sending every table is one transfer and no other program.
+            self.state = self.state.with_tables(jnp.asarray(self._table_mirror))
+            return
+        for slot, ((row, index), page) in enumerate(plan.entries.items()):
+            fields["entry_rows"][slot], fields["entry_indices"][slot], fields["entry_pages"][slot] = row, index, page
+
+    def _fill_decode(self, plan: StepPlan, fields: dict[str, np.ndarray]) -> None:
+        fields["rows"][:] = self.spare_row
+        for slot, sequence in enumerate(plan.decode):
+            at = sequence.num_computed - plan.num_steps
+            fields["rows"][slot] = sequence.row
+            fields["tokens"][slot] = sequence.tokens[at]
+            fields["positions"][slot] = at
+        for slot, (sequence, at) in enumerate(plan.outputs):
+            fields["steps"][slot] = at - sequence.num_prompt
+
+    def _fill_chunks(self, plan: StepPlan, fields: dict[str, np.ndarray]) -> None:
+        fields["sample_rows"][:] = self.spare_row
+        fields["chunk_rows"][:] = self.spare_row
+        count = len(plan.decode)
+        fields["sample_rows"][:count] = fields["rows"][:count]
+        fields["sample_index"][:count] = np.arange(count)
+        start, starts = 0, fields["query_starts"]
+        for slot, chunk in enumerate(plan.chunks):
+            stop = start + chunk.count
+            tokens = chunk.sequence.tokens
+            fields["chunk_tokens"][start:stop] = tokens[chunk.start : chunk.start + chunk.count]
+            fields["chunk_rows"][slot] = chunk.sequence.row
+            fields["chunk_starts"][slot] = chunk.start
+            starts[slot + 1 :] = stop
+            if chunk.samples:
+                fields["sample_rows"][count] = chunk.sequence.row
+                fields["sample_index"][count] = self.table.max_rows + stop - 1
+                count += 1
+            if "next_tokens" in fields:
+                known = tokens[chunk.start + 1 : chunk.start + 1 + chunk.count]
+                fields["next_tokens"][start : start + len(known)] = np.maximum(known, 0)
+            start = stop
+
+    def _copy_pages(self, copies: list[tuple[int, int]]) -> None:
+        for start in range(0, len(copies), COPY_PAIRS):
+            pairs = np.zeros((2, COPY_PAIRS), np.int32)
+            part = copies[start : start + COPY_PAIRS]
+            pairs[:, : len(part)] = np.array(part).T
+            self.state = self._copy_program()(self.state, pairs[0], pairs[1])
+
+    def _step(self, key: StepKey) -> jax.stages.Compiled:
+        def build():
+            packed = jax.ShapeDtypeStruct((self.shape.packing(key).size,), jnp.int32)
+            return self.shape.program(key), (abstract(self.state), abstract(self.params), packed)
+
+        return self.programs.get(key, build)
+
+    def _admit_program(self) -> jax.stages.Compiled:
+        def build():
+            row = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), self.state.sampling)
+            return DeviceState.admit, (abstract(self.state), jax.ShapeDtypeStruct((), jnp.int32), row)
+
+        return self.programs.get("admit", build)
+
+    def _copy_program(self) -> jax.stages.Compiled:
+        def build():
+            ids = jax.ShapeDtypeStruct((COPY_PAIRS,), jnp.int32)
+            return DeviceState.copy_pages, (abstract(self.state), ids, ids)
+
+        return self.programs.get("copy", build)
+
+    def _bias_program(self) -> jax.stages.Compiled:
+        def build():
+            sampling = self.state.sampling
+            ids, values = (
+                jax.ShapeDtypeStruct(a.shape[1:], a.dtype) for a in (sampling.bias_ids, sampling.bias_values)
+            )
+            return DeviceState.set_bias, (abstract(self.state), jax.ShapeDtypeStruct((), jnp.int32), ids, values)
+
+        return self.programs.get("bias", build)

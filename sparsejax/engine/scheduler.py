@@ -1,0 +1,272 @@
+"""Continuous batching on the host: which tokens of which sequences the next step computes.
+
+One rule covers everything: a running sequence has `num_uncomputed` tokens to compute. Exactly one is a decode
+row; more is a prefill chunk, cut to the step's token budget. Decode rows go first, then chunks in order, then
+the queue is admitted while rows, pages and budget last. When pages run out the last sequence in order gives
+its pages back and is computed again later.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from sparsejax.cache.allocator import PageAllocator
+from sparsejax.engine.sequence import PENDING, Sequence, Status
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the compiled steps can hold. Tokens and rows."""
+
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    max_chunk: int
+    page_size: int
+    num_decode_steps: int = 1
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """`count` tokens of `sequence` from position `start` on; `samples` if the last one is its newest token."""
+
+    sequence: Sequence
+    start: int
+    count: int
+    samples: bool
+
+
+@dataclass
+class StepPlan:
+    """What one device call computes.
+
+    Attributes:
+        decode: sequences that compute one token each (per decode step).
+        chunks: prefill work, empty for a pure decode step.
+        num_steps: decode steps of the call; above 1 only when `chunks` is empty.
+        admitted: sequences that took a row for this step and whose row state must be set first.
+        copies: page pairs ``(source, target)`` to copy before the step.
+        entries: new page-table entries, ``(row, logical index) -> page``.
+        outputs: ``(sequence, index into its tokens)`` of the first token each sampling row produces, decode
+            rows first, then chunks that sample.
+    """
+
+    decode: list[Sequence] = field(default_factory=list)
+    chunks: list[Chunk] = field(default_factory=list)
+    num_steps: int = 1
+    admitted: list[Sequence] = field(default_factory=list)
+    copies: list[tuple[int, int]] = field(default_factory=list)
+    entries: dict[tuple[int, int], int] = field(default_factory=dict)
+    outputs: list[tuple[Sequence, int]] = field(default_factory=list)
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.decode) * self.num_steps + sum(chunk.count for chunk in self.chunks)
+
+
+class Scheduler:
+    """Owns the queue, the rows and the page lists; decides, and never touches the device."""
+
+    def __init__(self, limits: Limits, allocator: PageAllocator):
+        self.limits = limits
+        self.allocator = allocator
+        self.waiting: list[Sequence] = []
+        self.running: list[Sequence] = []
+        self.num_preemptions = 0
+        self._free_rows = list(range(limits.max_num_seqs - 1, -1, -1))
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self.waiting or self.running)
+
+    def add(self, sequence: Sequence) -> None:
+        sequence.status = Status.WAITING
+        bisect.insort(self.waiting, sequence, key=_order)
+
+    def fork(self, parent: Sequence, children: Iterable[Sequence]) -> None:
+        """Queues `children`, which continue the parent's prompt and read its pages until they write.
+
+        The last prompt token is left out: a child computes it again for its own first logits.
+        """
+        shared = parent.num_prompt - 1
+        pages = parent.pages[: _pages(shared, self.limits.page_size)]
+        for child in children:
+            self.allocator.share(pages)
+            child.pages = list(pages)
+            child.num_computed = shared
+            self.add(child)
+
+    def finish(self, sequence: Sequence) -> None:
+        """Takes a sequence out, in any state. Its pages are free at once: steps run in the order they were
+        dispatched, so a step still in flight writes before any later owner does."""
+        if sequence.status is Status.FINISHED:
+            return
+        if sequence.status is Status.RUNNING:
+            self.running.remove(sequence)
+        elif sequence.status is Status.WAITING:
+            self.waiting.remove(sequence)
+        self._release(sequence)
+        sequence.status = Status.FINISHED
+
+    def schedule(self) -> StepPlan | None:
+        """Plans the next step. None: nothing to do until results of dispatched steps come in."""
+        plan = StepPlan()
+        if self._plan_running(plan):
+            self._admit(plan)
+        if not plan.decode and not plan.chunks:
+            return None
+        plan.num_steps = self._decode_steps(plan)
+        self._commit(plan)
+        return plan
+
+    def _plan_running(self, plan: StepPlan) -> bool:
+        """Adds the running sequences in order; False if pages ran out, so that nobody may be admitted."""
+        ready = [s for s in self.running if s.num_remaining > 0 and not (s.needs_history and s.has_pending)]
+        budget = self._chunk_budget(sum(s.num_uncomputed == 1 for s in ready))
+        for sequence in ready:
+            if sequence.status is not Status.RUNNING:
+                continue  # preempted for an earlier one just now
+            count = min(sequence.num_uncomputed, max(budget, 1))
+            if sequence.num_uncomputed > 1 and budget <= 0:
+                continue
+            if not self._reserve(sequence, sequence.num_computed + count, plan):
+                return False
+            if sequence.num_uncomputed == 1:
+                plan.decode.append(sequence)
+            else:
+                plan.chunks.append(_chunk(sequence, count))
+                budget -= count
+        return True
+
+    def _admit(self, plan: StepPlan) -> None:
+        decoding = len(plan.decode)
+        budget = self._chunk_budget(decoding) - sum(chunk.count for chunk in plan.chunks)
+        while self.waiting and self._free_rows and budget > 0:
+            sequence = self.waiting[0]
+            if not self._room_for(sequence):
+                return
+            del self.waiting[0]
+            self._start(sequence, plan)
+            count = min(sequence.num_uncomputed, budget)
+            # Cannot fail: `_room_for` counted these pages.
+            self._reserve(sequence, len(sequence.tokens), plan)
+            if sequence.num_uncomputed == 1:
+                plan.decode.append(sequence)
+            else:
+                plan.chunks.append(_chunk(sequence, count))
+            budget -= count
+
+    def _start(self, sequence: Sequence, plan: StepPlan) -> None:
+        sequence.row = self._free_rows.pop()
+        sequence.status = Status.RUNNING
+        bisect.insort(self.running, sequence, key=_order)
+        plan.admitted.append(sequence)
+        plan.entries.update({(sequence.row, index): page for index, page in enumerate(sequence.pages)})
+
+    def _room_for(self, sequence: Sequence) -> bool:
+        """Whether every known token of `sequence` finds a page, with one page left for each running one, so
+        that a sequence is not admitted only to be preempted by its neighbours' next tokens."""
+        wanted = _pages(len(sequence.tokens), self.limits.page_size) - len(sequence.pages)
+        wanted += sum(map(self.allocator.is_shared, sequence.pages[self._first_page(sequence) :]))
+        while wanted + len(self.running) > self.allocator.num_free:
+            if self.running or not self._reclaim_waiting(after=sequence):
+                return False
+        return True
+
+    def _reserve(self, sequence: Sequence, num_tokens: int, plan: StepPlan) -> bool:
+        """Gives `sequence` its own writable pages for positions ``num_computed .. num_tokens - 1``.
+
+        Takes pages from later sequences if it must. False if it had to give up: it was preempted itself, or
+        the victim's results are still on the device.
+        """
+        first = self._first_page(sequence)
+        while True:
+            shared = [i for i in range(first, len(sequence.pages)) if self.allocator.is_shared(sequence.pages[i])]
+            missing = _pages(num_tokens, self.limits.page_size) - len(sequence.pages)
+            if len(shared) + max(missing, 0) <= self.allocator.num_free:
+                break
+            if not self._reclaim_waiting() and not self._preempt_after(sequence):
+                return False
+        for index in shared:
+            (page,) = self.allocator.allocate(1)
+            plan.copies.append((sequence.pages[index], page))
+            self.allocator.release([sequence.pages[index]])
+            sequence.pages[index] = page
+            plan.entries[sequence.row, index] = page
+        for page in self.allocator.allocate(max(missing, 0)):
+            plan.entries[sequence.row, len(sequence.pages)] = page
+            sequence.pages.append(page)
+        return True
+
+    def _reclaim_waiting(self, after: Sequence | None = None) -> bool:
+        """Takes the pages that the last forked sequence in the queue holds; it computes its prompt itself."""
+        for sequence in reversed(self.waiting):
+            if sequence.pages and sequence is not after:
+                self.allocator.release(sequence.pages)
+                sequence.pages, sequence.num_computed = [], 0
+                return True
+        return False
+
+    def _preempt_after(self, sequence: Sequence) -> bool:
+        """Preempts the last running sequence. True if pages may be free now and `sequence` still runs."""
+        victim = self.running[-1]
+        if victim.has_pending:
+            return False
+        self.running.remove(victim)
+        self._release(victim)
+        victim.num_computed = 0
+        self.num_preemptions += 1
+        self.add(victim)
+        return victim is not sequence
+
+    def _release(self, sequence: Sequence) -> None:
+        self.allocator.release(sequence.pages)
+        sequence.pages = []
+        if sequence.row >= 0:
+            self._free_rows.append(sequence.row)
+            sequence.row = -1
+
+    def _decode_steps(self, plan: StepPlan) -> int:
+        """Several steps in one call pay only when no one waits for a row and nobody finishes half way."""
+        steps = self.limits.num_decode_steps
+        if steps == 1 or plan.chunks or plan.admitted or (self.waiting and self._free_rows):
+            return 1
+        if any(s.num_remaining < steps or s.needs_history for s in plan.decode):
+            return 1
+        size = self.limits.page_size
+        extra = sum(max(0, _pages(s.num_computed + steps, size) - len(s.pages)) for s in plan.decode)
+        if extra > self.allocator.num_free:
+            return 1
+        for sequence in plan.decode:
+            self._reserve(sequence, sequence.num_computed + steps, plan)
+        return steps
+
+    def _commit(self, plan: StepPlan) -> None:
+        for sequence in plan.decode:
+            plan.outputs.append((sequence, len(sequence.tokens)))
+            sequence.tokens.extend([PENDING] * plan.num_steps)
+            sequence.num_computed += plan.num_steps
+        for chunk in plan.chunks:
+            chunk.sequence.num_computed += chunk.count
+            if chunk.samples:
+                plan.outputs.append((chunk.sequence, len(chunk.sequence.tokens)))
+                chunk.sequence.tokens.append(PENDING)
+
+    def _chunk_budget(self, num_decode: int) -> int:
+        return min(self.limits.max_chunk, self.limits.max_num_batched_tokens - num_decode)
+
+    def _first_page(self, sequence: Sequence) -> int:
+        return sequence.num_computed // self.limits.page_size
+
+
+def _chunk(sequence: Sequence, count: int) -> Chunk:
+    return Chunk(sequence, sequence.num_computed, count, samples=count == sequence.num_uncomputed)
+
+
+def _pages(num_tokens: int, page_size: int) -> int:
+    return -(-num_tokens // page_size)
+
+
+def _order(sequence: Sequence) -> tuple:
+    return sequence.order

@@ -1,0 +1,91 @@
+"""What lives on the device between steps, donated to every step and returned by it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from sparsejax.cache.group import CacheGroup
+from sparsejax.cache.paged import PagedKV
+from sparsejax.engine.sampler import SamplingRows
+from sparsejax.models.config import DecoderConfig
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class DeviceState:
+    """Pools, page tables and per-row state of ``max_num_seqs`` rows and one spare row for padding.
+
+    Attributes:
+        tables: physical page ids by row and logical index.
+        last_tokens: the newest token of each row, the next decode step's input.
+        sampling: sampling parameters and output counts of each row; its ``step`` is filled in by the step.
+    """
+
+    kv: PagedKV
+    tables: Int[Array, "B S"]
+    last_tokens: Int[Array, "B"]
+    sampling: SamplingRows
+
+    def with_entries(self, rows: Int[Array, "U"], indices: Int[Array, "U"], pages: Int[Array, "U"]) -> DeviceState:
+        """Writes page-table entries; padding goes to the spare row."""
+        return replace(self, tables=self.tables.at[rows, indices].set(pages))
+
+    def admit(self, row: Int[Array, ""], values: SamplingRows) -> DeviceState:
+        """Sets the sampling state of one row (`values` without the row axis)."""
+        sampling = jax.tree.map(lambda all_rows, value: all_rows.at[row].set(value), self.sampling, values)
+        return replace(self, sampling=sampling)
+
+    def with_tables(self, tables: Int[Array, "B S"]) -> DeviceState:
+        return replace(self, tables=tables)
+
+    def set_bias(self, row: Int[Array, ""], ids: Int[Array, "A"], values: Float[Array, "A"]) -> DeviceState:
+        """Replaces the logit biases of one row."""
+        sampling = self.sampling
+        return replace(
+            self,
+            sampling=replace(
+                sampling,
+                bias_ids=sampling.bias_ids.at[row].set(ids),
+                bias_values=sampling.bias_values.at[row].set(values),
+            ),
+        )
+
+    def copy_pages(self, source: Int[Array, "C"], target: Int[Array, "C"]) -> DeviceState:
+        return replace(self, kv=self.kv.copy_pages(source, target))
+
+
+def initial_state(
+    config: DecoderConfig,
+    group: CacheGroup,
+    *,
+    num_rows: int,
+    table_width: int,
+    sampling: SamplingRows,
+    implementation: str | None,
+) -> DeviceState:
+    """Zeroed pools and tables for `num_rows` rows plus the spare one; `sampling` has that many rows already."""
+    pools = tuple(group.layout.zeros() for _ in group.layers)
+    kv = PagedKV(pools, group, config.windows, config.attn_soft_cap, implementation)
+    return DeviceState(
+        kv,
+        tables=jnp.zeros((num_rows + 1, table_width), jnp.int32),
+        last_tokens=jnp.zeros(num_rows + 1, jnp.int32),
+        sampling=sampling,
+    )
+
+
+def state_bytes(state: DeviceState) -> dict[str, int]:
+    """Allocated bytes by component."""
+
+    def total(tree) -> int:
+        return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
+
+    return {
+        "kv_pages": total(state.kv),
+        "page_tables": total(state.tables),
+        "sampling_rows": total((state.last_tokens, state.sampling)),
+    }

@@ -1,0 +1,29 @@
+"""Counters and gauges of a running engine, by name."""
+
+from __future__ import annotations
+
+from sparsejax.engine.core import EngineCore
+
+
+def engine_stats(core: EngineCore) -> dict[str, int | float]:
+    """Live pages and bytes, queue lengths and totals since start."""
+    scheduler, runner = core.scheduler, core.runner
+    allocator = scheduler.allocator
+    page_bytes = runner.state.kv.group.page_bytes
+    return {
+        "num_running": len(scheduler.running),
+        "num_waiting": len(scheduler.waiting),
+        "num_preemptions": scheduler.num_preemptions,
+        "num_requests": core.counters["requests"],
+        "num_aborted": core.counters["aborted"],
+        "prompt_tokens": core.counters["prompt_tokens"],
+        "generation_tokens": core.counters["generation_tokens"],
+        "computed_tokens": core.counters["computed_tokens"],
+        "steps": core.counters["steps"],
+        "kv_live_pages": allocator.num_live,
+        "kv_free_pages": allocator.num_free,
+        "kv_live_bytes": allocator.num_live * page_bytes,
+        "kv_page_bytes": page_bytes,
+        "compiles": runner.programs.num_compiles,
+        "compile_seconds": runner.programs.compile_seconds,
+    }

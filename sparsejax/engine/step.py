@@ -1,0 +1,200 @@
+"""The device side of a step: one pure function from the packed upload to sampled tokens.
+
+`decode` computes one token for each of B rows, k times; `mixed` computes one token for every decode row and
+the prefill chunks. Both end in the sampler, so logits never leave the device.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from sparsejax.cache.paged import Rows, StepBatch
+from sparsejax.engine.packing import Packing
+from sparsejax.engine.params import MAX_LOGPROBS
+from sparsejax.engine.sampler import Sampled, sample, sample_greedy, score
+from sparsejax.engine.state import DeviceState
+from sparsejax.models.decoder import Decoder
+
+READOUT_BLOCK = 64
+"""Prompt tokens whose logits exist at once when prompt log-probabilities are asked for."""
+
+
+@dataclass(frozen=True, order=True)
+class StepKey:
+    """Names one compiled program.
+
+    Attributes:
+        chunk: prefill tokens of a mixed step; 0 is a pure decode step.
+        rows: rows of the decode section.
+        num_steps: decode steps in the call.
+        greedy: every row takes the arg max and asks for nothing more; the full sampler is left out.
+        prompt_logprobs: also read out the log-probability of every next prompt token.
+    """
+
+    chunk: int
+    rows: int
+    num_steps: int = 1
+    greedy: bool = True
+    prompt_logprobs: bool = False
+
+
+@dataclass(frozen=True)
+class StepShape:
+    """Static facts every step program shares.
+
+    Attributes:
+        spare_row: the row of the device state that padding reads and writes (= max_num_seqs).
+        max_entries: page-table entries one upload can carry.
+    """
+
+    decoder: Decoder
+    page_size: int
+    spare_row: int
+    max_entries: int
+
+    def packing(self, key: StepKey) -> Packing:
+        """Fields of the upload of program `key`. Unused rows name the spare row."""
+        rows, entries = (key.rows,), (self.max_entries,)
+        fields = [
+            ("entry_rows", entries), ("entry_indices", entries), ("entry_pages", entries),
+            ("rows", rows), ("tokens", rows), ("positions", rows), ("steps", rows),
+        ]
+        if key.chunk:
+            chunk = (key.chunk,)
+            fields += [
+                ("chunk_tokens", chunk), ("chunk_rows", rows), ("chunk_starts", rows),
+                ("query_starts", (key.rows + 1,)), ("sample_rows", rows), ("sample_index", rows),
+            ]
+            if key.prompt_logprobs:
+                fields.append(("next_tokens", chunk))
+        return Packing(tuple(fields))
+
+    def program(self, key: StepKey):
+        """The function ``(state, params, packed) -> (state, outputs)`` of program `key`."""
+
+        def step(state: DeviceState, params: Any, packed: Int[Array, "Z"]):
+            fields = self.packing(key).views(packed)
+            state = state.with_entries(fields["entry_rows"], fields["entry_indices"], fields["entry_pages"])
+            return (self._mixed if key.chunk else self._decode)(key, state, params, fields)
+
+        return step
+
+    def _decode(self, key: StepKey, state: DeviceState, params: Any, fields: dict[str, Array]):
+        rows = fields["rows"]
+        stop_ids = state.sampling.stop_ids[rows]
+
+        def body(carry, i):
+            state, tokens, live = carry
+            positions = jnp.where(live, fields["positions"] + i, 0)
+            steps = fields["steps"] + i
+            batch = self._decode_batch(state, rows, tokens, positions, live)
+            hidden, kv = self.decoder.apply({"params": params}, batch, state.kv)
+            state, sampled = self._sample(key, replace(state, kv=kv), params, hidden, rows, steps)
+            stopped = jnp.any(sampled.token[:, None] == stop_ids, axis=1)
+            return (state, sampled.token, live & ~stopped), _outputs(key, sampled)
+
+        carry = (state, self._inputs(state, fields), rows != self.spare_row)
+        if key.num_steps == 1:
+            (state, _, _), outputs = body(carry, 0)
+            return state, (outputs[None], None)
+        (state, _, _), outputs = lax.scan(body, carry, jnp.arange(key.num_steps, dtype=jnp.int32))
+        return state, (outputs, None)
+
+    def _mixed(self, key: StepKey, state: DeviceState, params: Any, fields: dict[str, Array]):
+        rows, starts = fields["rows"], fields["query_starts"]
+        decode = self._decode_batch(
+            state, rows, self._inputs(state, fields), fields["positions"], rows != self.spare_row
+        )
+        index = jnp.arange(key.chunk, dtype=jnp.int32)
+        owner = jnp.searchsorted(starts, index, side="right").astype(jnp.int32) - 1
+        owner = jnp.minimum(owner, key.rows - 1)
+        positions = jnp.where(index < starts[-1], fields["chunk_starts"][owner] + index - starts[owner], 0)
+        tables = state.tables[fields["chunk_rows"]]
+        pages, offsets = self._slots(tables[owner], positions, index < starts[-1])
+        counts = starts[1:] - starts[:-1]
+        lengths = jnp.where(counts > 0, fields["chunk_starts"] + counts, 0)
+        batch = StepBatch(
+            tokens=jnp.concatenate([decode.tokens, fields["chunk_tokens"]]),
+            positions=jnp.concatenate([decode.positions, positions]),
+            page_ids=jnp.concatenate([decode.page_ids, pages]),
+            offsets=jnp.concatenate([decode.offsets, offsets]),
+            decode=decode.decode,
+            prefill=Rows(tables, lengths, starts),
+        )
+        hidden, kv = self.decoder.apply({"params": params}, batch, state.kv)
+        state, sampled = self._sample(
+            key, replace(state, kv=kv), params, hidden[fields["sample_index"]], fields["sample_rows"], fields["steps"]
+        )
+        prompt = None
+        if key.prompt_logprobs:
+            prompt = self._prompt_logprobs(params, hidden[key.rows :], fields["next_tokens"])
+        return state, (_outputs(key, sampled)[None], prompt)
+
+    def _inputs(self, state: DeviceState, fields: dict[str, Array]) -> Int[Array, "B"]:
+        """The host's token where it knows it, the row's newest one on the device where it does not."""
+        return jnp.where(fields["tokens"] >= 0, fields["tokens"], state.last_tokens[fields["rows"]])
+
+    def _decode_batch(self, state: DeviceState, rows, tokens, positions, live) -> StepBatch:
+        tables = state.tables[rows]
+        pages, offsets = self._slots(tables, positions, live)
+        lengths = jnp.where(live, positions + 1, 0)
+        return StepBatch(tokens, positions, pages, offsets, Rows(tables, lengths))
+
+    def _slots(self, tables: Int[Array, "T S"], positions: Int[Array, "T"], live) -> tuple[Array, Array]:
+        """Page and offset of each token; padding goes to the dump page."""
+        pages = jnp.take_along_axis(tables, (positions // self.page_size)[:, None], axis=1)[:, 0]
+        return jnp.where(live, pages, 0), positions % self.page_size
+
+    def _sample(
+        self, key: StepKey, state: DeviceState, params: Any, hidden: Float[Array, "B E"], rows, steps
+    ) -> tuple[DeviceState, Sampled]:
+        logits = self._logits(params, hidden)
+        if key.greedy:
+            sampled = sample_greedy(logits)
+        else:
+            gathered = jax.tree.map(lambda values: values[rows], state.sampling)
+            sampled = sample(logits, replace(gathered, step=steps))
+            counts = state.sampling.output_counts.at[rows, sampled.token].add(1)
+            state = replace(state, sampling=replace(state.sampling, output_counts=counts))
+        return replace(state, last_tokens=state.last_tokens.at[rows].set(sampled.token)), sampled
+
+    def _logits(self, params: Any, hidden: Float[Array, "B E"]) -> Float[Array, "B V"]:
+        return self.decoder.apply({"params": params}, hidden, method="logits")
+
+    def _prompt_logprobs(self, params: Any, hidden: Float[Array, "T E"], targets: Int[Array, "T"]) -> Int[Array, "T W"]:
+        """Log-probabilities of `targets` and of the best tokens, a block of logits at a time."""
+        size = min(READOUT_BLOCK, hidden.shape[0])
+        pad = -hidden.shape[0] % size
+        blocks = jnp.pad(hidden, ((0, pad), (0, 0))).reshape(-1, size, hidden.shape[1])
+        wanted = jnp.pad(targets, (0, pad)).reshape(-1, size)
+        every = jnp.full(size, MAX_LOGPROBS, jnp.int32)
+        packed = lax.map(
+            lambda block: _pack_full(score(self._logits(params, block[0]), block[1], every)), (blocks, wanted)
+        )
+        return packed.reshape(-1, packed.shape[-1])[: hidden.shape[0]]
+
+
+def _outputs(key: StepKey, sampled: Sampled) -> Int[Array, "B W"]:
+    """Token and log-probability of each row; the full sampler adds rank and the best alternatives."""
+    if key.greedy:
+        return _join(sampled.token, _bits(sampled.logprob))
+    return _pack_full(sampled)
+
+
+def _pack_full(sampled: Sampled) -> Int[Array, "B W"]:
+    return _join(sampled.token, _bits(sampled.logprob), sampled.rank, sampled.top_ids, _bits(sampled.top_logprobs))
+
+
+def _join(*columns: Int[Array, "..."]) -> Int[Array, "B W"]:
+    """Stacks results side by side: one array comes back to the host."""
+    return jnp.concatenate([c if c.ndim > 1 else c[:, None] for c in columns], axis=-1)
+
+
+def _bits(values: Float[Array, "..."]) -> Int[Array, "..."]:
+    return lax.bitcast_convert_type(values.astype(jnp.float32), jnp.int32)

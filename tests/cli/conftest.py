@@ -1,0 +1,76 @@
+"""A stand-in engine: the command line is tested without JAX or a model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from sparsejax.cli import options
+from sparsejax.engine.request import CompletionOutput, RequestOutput, SamplingParams
+from sparsejax.errors import RequestError
+
+
+class EchoEngine:
+    """Answers every prompt with its own text; remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.tokenizer: Any = SimpleNamespace(chat_template="messages")
+        self.asked: list[tuple[str, SamplingParams]] = []
+        self.closed = False
+        self.aborted = 0
+        self.interrupt_after: int | None = None
+
+    def __enter__(self) -> EchoEngine:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.closed = True
+
+    def chat_prompts(self, messages: list, **options: Any) -> list[dict[str, Any]]:
+        if not self.tokenizer.chat_template:
+            raise RequestError("this model has no chat template", parameter="messages")
+        talks = messages if isinstance(messages[0], list) else [messages]
+        texts = ["".join(f"{m['role'][0]}:{m['content']};" for m in talk) for talk in talks]
+        return [{"prompt": text, "prompt_token_ids": [ord(c) for c in text]} for text in texts]
+
+    def text_of(self, prompt: Any) -> str:
+        return prompt if isinstance(prompt, str) else "".join(chr(i) for i in prompt["prompt_token_ids"])
+
+    def output(self, index: int, prompt: Any, text: str) -> RequestOutput:
+        ids = [ord(c) for c in text]
+        done = CompletionOutput(0, text, ids, finish_reason="stop")
+        return RequestOutput(str(index), self.text_of(prompt), ids, outputs=[done], finished=True)
+
+    def generate(self, prompts: list[Any], params: SamplingParams) -> list[RequestOutput]:
+        self.asked += [(self.text_of(prompt), params) for prompt in prompts]
+        return [self.output(i, p, self.text_of(p).upper()) for i, p in enumerate(prompts)]
+
+    def stream(self, prompt: Any, params: SamplingParams) -> Iterator[RequestOutput]:
+        text = self.text_of(prompt)
+        self.asked.append((text, params))
+        if "refuse" in text:
+            raise RequestError("this prompt is refused.", parameter="prompt")
+        try:
+            for count, word in enumerate(text.upper().split(" ")):
+                if count == self.interrupt_after:
+                    raise KeyboardInterrupt
+                yield self.output(0, prompt, word + " ")
+        except GeneratorExit:
+            self.aborted += 1
+            raise
+
+    def memory(self) -> dict[str, int]:
+        return {"weights": 3 * 2**20, "kv": 2**20, "total": 4 * 2**20}
+
+    def stats(self) -> dict[str, int]:
+        return {"kv_live_bytes": 0}
+
+
+@pytest.fixture
+def engine(monkeypatch: pytest.MonkeyPatch) -> EchoEngine:
+    fake = EchoEngine()
+    monkeypatch.setattr(options, "make_engine", lambda args: fake)
+    return fake

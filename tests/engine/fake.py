@@ -1,0 +1,120 @@
+"""A runner without a device: pages hold hash chains, so that any wrong page, row or order changes the tokens."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+
+from sparsejax.cache.allocator import PageAllocator
+from sparsejax.engine.core import EngineCore
+from sparsejax.engine.params import SamplingParams
+from sparsejax.engine.runner import Results
+from sparsejax.engine.scheduler import Limits, StepPlan
+
+VOCAB = 97
+
+
+def chain(previous: int, token: int) -> int:
+    """What a page holds for a token: depends on every token before it."""
+    return (previous * 1_000_003 + token * 7919 + 12345) % (2**31 - 1)
+
+
+def next_token(state: int) -> int:
+    return (state >> 5) % VOCAB
+
+
+def expected(prompt: list[int], count: int) -> list[int]:
+    """What an engine without paging, batching or preemption generates."""
+    state, tokens = 0, []
+    for token in prompt:
+        state = chain(state, token)
+    for _ in range(count):
+        tokens.append(next_token(state))
+        state = chain(state, tokens[-1])
+    return tokens
+
+
+class FakeRunner:
+    """Executes plans in order, as a device does, and checks what the scheduler promised."""
+
+    vocab_size = VOCAB
+
+    def __init__(self, limits: Limits, allocator: PageAllocator):
+        self.limits, self.allocator = limits, allocator
+        self.tables: dict[tuple[int, int], int] = {}
+        self.memory: dict[tuple[int, int], int] = {}
+        self.last: dict[int, int] = {}
+
+    def admit(self, row: int, values: dict) -> None:
+        pass
+
+    def dispatch(self, plan: StepPlan, greedy: bool, prompt_logprobs: bool) -> np.ndarray:
+        self._check(plan)
+        for source, target in plan.copies:
+            for offset in range(self.limits.page_size):
+                if (source, offset) in self.memory:
+                    self.memory[target, offset] = self.memory[source, offset]
+        self.tables.update(plan.entries)
+        sampled = np.zeros((plan.num_steps, len(plan.outputs), 2), np.int32)
+        for step, slot in itertools.product(range(plan.num_steps), range(len(plan.decode))):
+            sequence = plan.decode[slot]
+            at = sequence.num_computed - plan.num_steps + step
+            token = sequence.tokens[at]
+            sampled[step, slot, 0] = self._compute(sequence.row, at, token if token >= 0 else self.last[sequence.row])
+        slot = len(plan.decode)
+        for chunk in plan.chunks:
+            for at in range(chunk.start, chunk.start + chunk.count):
+                token = self._compute(chunk.sequence.row, at, chunk.sequence.tokens[at])
+            if chunk.samples:
+                sampled[0, slot, 0] = token
+                slot += 1
+        return sampled
+
+    def read(self, outputs: np.ndarray) -> Results:
+        return Results(outputs, None)
+
+    def _compute(self, row: int, at: int, token: int) -> int:
+        assert token >= 0
+        previous = self.memory[self._slot(row, at - 1)] if at else 0
+        state = chain(previous, token)
+        page, offset = self._slot(row, at)
+        assert self.allocator.references(page) == 1, "a shared page was written"
+        self.memory[page, offset] = state
+        self.last[row] = next_token(state)
+        return self.last[row]
+
+    def _slot(self, row: int, at: int) -> tuple[int, int]:
+        return self.tables[row, at // self.limits.page_size], at % self.limits.page_size
+
+    def _check(self, plan: StepPlan) -> None:
+        rows = [s.row for s in plan.decode] + [chunk.sequence.row for chunk in plan.chunks]
+        assert len(set(rows)) == len(rows) <= self.limits.max_num_seqs
+        assert all(0 <= row < self.limits.max_num_seqs for row in rows)
+        assert sum(chunk.count for chunk in plan.chunks) <= self.limits.max_chunk
+        assert len(plan.decode) + sum(chunk.count for chunk in plan.chunks) <= self.limits.max_num_batched_tokens
+        assert plan.num_steps == 1 or not plan.chunks
+
+
+def check_pages(core: EngineCore) -> None:
+    """Free pages and live ones make the pool; every live page is counted once per reader."""
+    allocator, scheduler = core.scheduler.allocator, core.scheduler
+    readers = np.zeros(allocator.num_pages, int)
+    for sequence in [*scheduler.running, *scheduler.waiting]:
+        np.add.at(readers, sequence.pages, 1)
+    held = [allocator.references(page) for page in range(allocator.num_pages)]
+    assert held == readers.tolist()
+    assert allocator.num_free + allocator.num_live == allocator.capacity
+    assert allocator.num_live == int((readers > 0).sum())
+
+
+def make_core(num_pages: int = 40, max_num_seqs: int = 5, budget: int = 16, page_size: int = 4, steps: int = 1):
+    limits = Limits(max_num_seqs, budget, budget - max_num_seqs, page_size, steps)
+    allocator = PageAllocator(num_pages)
+    return EngineCore(
+        FakeRunner(limits, allocator), allocator, limits, max_model_len=120, eos_ids=(0,), tokenizer=None, seed=0
+    )
+
+
+def greedy(**options) -> SamplingParams:
+    return SamplingParams(**{"temperature": 0.0, "ignore_eos": True, **options})

@@ -1,0 +1,179 @@
+"""The scheduler through the engine core on a fake device: any mix of requests gives each its own tokens."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from sparsejax.engine.params import SamplingParams
+from sparsejax.engine.prompts import Prompt
+from sparsejax.errors import CapacityError, RequestError
+from tests.engine.fake import VOCAB, check_pages, expected, greedy, make_core
+
+
+class Traffic:
+    """Random requests against one core, each checked against what it would get alone."""
+
+    def __init__(self, **options):
+        self.core = make_core(**options)
+        self.wanted: dict[str, tuple[list[int], SamplingParams]] = {}
+        self.num_finished = 0
+
+    def add(self, prompt: list[int], max_tokens: int, n: int, priority: int, stop: bool) -> None:
+        params = greedy(max_tokens=max_tokens, ignore_eos=not stop)
+        if n > 1:
+            params = SamplingParams(n=n, temperature=1.0, max_tokens=max_tokens, ignore_eos=not stop)
+        request_id = f"r{len(self.wanted)}"
+        try:
+            self.core.add(request_id, Prompt(None, prompt), params, priority)
+        except CapacityError:
+            size, capacity = self.core.scheduler.limits.page_size, self.core.scheduler.allocator.capacity
+            assert len(prompt) + max_tokens > (capacity - 1) * size
+            return
+        self.wanted[request_id] = (prompt, params)
+
+    def step(self) -> None:
+        for output in self.core.step():
+            prompt, params = self.wanted[output.request_id]
+            tokens = expected(prompt, params.max_tokens)
+            if not params.ignore_eos and 0 in tokens:
+                tokens = tokens[: tokens.index(0) + 1]
+            for choice in output.outputs:
+                assert choice.token_ids == tokens[: len(choice.token_ids)]
+                if choice.finish_reason:
+                    assert choice.token_ids == tokens
+                    assert choice.finish_reason == ("stop" if tokens[-1] == 0 and not params.ignore_eos else "length")
+            self.num_finished += output.finished
+
+    def abort(self, index: int) -> None:
+        live = self.core.request_ids()
+        if live:
+            (output,) = self.core.abort([live[index % len(live)]])
+            assert output.finished
+
+    def finish(self) -> None:
+        for _ in range(5000):
+            if not self.core.has_unfinished:
+                break
+            self.step()
+        assert not self.core.has_unfinished
+        check_pages(self.core)
+        assert self.core.scheduler.allocator.num_live == 0
+
+
+prompts = st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=60)
+
+
+class TrafficMachine(RuleBasedStateMachine):
+    def __init__(self):
+        super().__init__()
+        self.traffic = Traffic(num_pages=24, steps=3)
+
+    @rule(prompt=prompts, max_tokens=st.integers(1, 30), n=st.integers(1, 3), priority=st.integers(0, 2), stop=st.booleans())
+    def add(self, prompt, max_tokens, n, priority, stop):
+        self.traffic.add(prompt, max_tokens, n, priority, stop)
+
+    @rule(count=st.integers(1, 6))
+    def step(self, count):
+        for _ in range(count):
+            self.traffic.step()
+
+    @precondition(lambda self: self.traffic.core.request_ids())
+    @rule(index=st.integers(0, 100))
+    def abort(self, index):
+        self.traffic.abort(index)
+
+    @invariant()
+    def pages_are_conserved(self):
+        check_pages(self.traffic.core)
+
+    def teardown(self):
+        self.traffic.finish()
+
+
+TestTraffic = TrafficMachine.TestCase
+TestTraffic.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+
+
+@pytest.mark.parametrize("num_pages,budget,steps", [(30, 6, 1), (30, 16, 4), (200, 64, 2)])
+def test_ten_thousand_random_operations_conserve_pages(num_pages, budget, steps):
+    rng = random.Random(num_pages + budget)
+    traffic = Traffic(num_pages=num_pages, budget=budget, steps=steps)
+    for _ in range(10_000):
+        action = rng.random()
+        if action < 0.12 and len(traffic.core.request_ids()) < 12:
+            prompt = [rng.randrange(VOCAB) for _ in range(rng.randint(1, 60))]
+            traffic.add(prompt, rng.randint(1, 30), rng.choice([1, 1, 1, 2, 4]), rng.randint(0, 1), rng.random() < 0.3)
+        elif action < 0.14:
+            traffic.abort(rng.randrange(100))
+        else:
+            traffic.step()
+        check_pages(traffic.core)
+    traffic.finish()
+    assert traffic.num_finished > 100
+    if num_pages == 30:
+        assert traffic.core.scheduler.num_preemptions > 20
+
+
+def test_requests_start_in_order_and_none_starves():
+    core = make_core(num_pages=20, max_num_seqs=2)
+    order: list[str] = []
+    for i in range(12):
+        core.add(f"r{i}", Prompt(None, [i + 1] * (3 + 5 * (i % 3))), greedy(max_tokens=9))
+    while core.has_unfinished:
+        order += [output.request_id for output in core.step() if output.finished]
+    first_tokens = [f"r{i}" for i in range(12)]
+    assert sorted(order) == sorted(first_tokens)
+    # Two rows: nobody overtakes by more than its one neighbour.
+    assert all(abs(order.index(name) - i) <= 2 for i, name in enumerate(first_tokens))
+
+
+def test_priority_runs_first_and_a_later_important_request_overtakes():
+    core = make_core(max_num_seqs=1, budget=16)
+    for name, priority in (("a", 1), ("b", 1), ("urgent", 0)):
+        core.add(name, Prompt(None, [5, 6, 7]), greedy(max_tokens=4), priority)
+    order = []
+    while core.has_unfinished:
+        order += [output.request_id for output in core.step() if output.finished]
+    assert order == ["urgent", "a", "b"]
+
+
+def test_samples_share_the_prompts_pages():
+    core = make_core(num_pages=60, max_num_seqs=5)
+    prompt = [3] * 41  # ten full pages and one token
+    core.add("r", Prompt(None, prompt), SamplingParams(n=4, max_tokens=3, temperature=1.0))
+    most = 0
+    while core.has_unfinished:
+        core.step()
+        most = max(most, core.scheduler.allocator.num_live)
+    assert most <= 10 + 4 + 1
+
+
+def test_a_request_larger_than_the_pool_is_refused_with_the_figures():
+    core = make_core(num_pages=10)
+    with pytest.raises(CapacityError, match=r"60 tokens = 15 pages of 4.*pool has 9"):
+        core.add("r", Prompt(None, [1] * 50), greedy(max_tokens=10))
+    with pytest.raises(RequestError, match="leaves room for at most 119"):
+        core.add("r", Prompt(None, [1] * 120), greedy(max_tokens=10))
+    assert not core.has_unfinished
+
+
+def test_a_request_id_in_use_is_refused():
+    core = make_core()
+    core.add("r", Prompt(None, [1, 2]), greedy(max_tokens=2))
+    with pytest.raises(RequestError, match="in use"):
+        core.add("r", Prompt(None, [1, 2]), greedy(max_tokens=2))
+
+
+def test_pages_waste_only_the_last_one():
+    core = make_core(num_pages=400, max_num_seqs=5, budget=32, page_size=16)
+    for i in range(5):
+        core.add(f"r{i}", Prompt(None, [2] * (17 + 13 * i)), greedy(max_tokens=30))
+    while core.has_unfinished:
+        core.step()
+        for sequence in core.scheduler.running:
+            assert len(sequence.pages) <= -(-len(sequence.tokens) // 16)
