@@ -6,7 +6,6 @@ Needs the CUDA plugin of JAX and its compiler (`nvidia-cuda-nvcc`), no driver an
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import os
 import re
@@ -21,8 +20,11 @@ import numpy as np
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-SHARED_LIMIT = 227 * 1024
-REGISTER_LIMIT = 255
+from pallas_kernels.aot.report import Kernel, Report
+from pallas_kernels.mosaic_gpu.target import described
+
+PLATFORM, BACKEND, TARGETS = "cuda", "mosaic_gpu", ("NVIDIA H200",)
+LIMITS = {"registers": 255, "spilled bytes": 0, "shared memory": 227 * 1024}
 
 # The constants of an H200 that the compiler asks a device for, in its text format.
 H200 = """
@@ -39,45 +41,10 @@ gpu_device_info {
   registers_per_core_limit: 65536 registers_per_block_limit: 65536
   shared_memory_per_core: 233472 shared_memory_per_block: 49152 shared_memory_per_block_optin: 232448
   device_memory_size: 151397597184 memory_bandwidth: 4800000000000 l2_cache_size: 52428800
-  driver_version: "13.0.0" runtime_version: "13.0.0" compile_time_toolkit_version: "13.0.0" dnn_version: "9.10.0"
+  driver_version: "13.0.0" runtime_version: "13.0.0"
+  compile_time_toolkit_version: "13.0.0" dnn_version: "9.10.0"
 }
 """
-
-
-@dataclasses.dataclass(frozen=True)
-class Kernel:
-    """What one compiled kernel takes: registers per thread, spilled bytes, shared memory per block in bytes."""
-
-    name: str
-    registers: int
-    spills: int
-    shared: int
-
-    def problems(self) -> list[str]:
-        """Why this kernel is not acceptable; empty if it is."""
-        found = []
-        if self.spills:
-            found.append(f"{self.name} spills {self.spills} bytes")
-        if self.registers > REGISTER_LIMIT:
-            found.append(f"{self.name} takes {self.registers} registers of {REGISTER_LIMIT}")
-        if self.shared > SHARED_LIMIT:
-            found.append(f"{self.name} takes {self.shared} bytes of shared memory of {SHARED_LIMIT}")
-        return found
-
-
-@dataclasses.dataclass(frozen=True)
-class Report:
-    """A compiled program: its Mosaic kernels, seconds to lower and to compile, temporary and aliased bytes."""
-
-    kernels: tuple[Kernel, ...]
-    lower_seconds: float
-    compile_seconds: float
-    temporary: int
-    aliased: int
-    text: str = dataclasses.field(repr=False, default="")
-
-    def problems(self) -> list[str]:
-        return [problem for kernel in self.kernels for problem in kernel.problems()]
 
 
 def available() -> str | None:
@@ -96,8 +63,26 @@ def mesh() -> Mesh:
     return Mesh(np.array(topology.devices[:1]), ("x",))
 
 
-def compile_for_h200(function: Callable[..., Any], arguments: Sequence[Any], donate: Sequence[int] = ()) -> Report:
-    """Compiles `function` for one H200. `arguments` is a pytree of jax.ShapeDtypeStruct per positional argument."""
+def pools(pages: int, kv_heads: int, page: int, head_dim: int, dtype: Any) -> tuple[Any, Any]:
+    """K and V pools of one layer."""
+    pool = jax.ShapeDtypeStruct((pages, kv_heads, page, head_dim), dtype)
+    return pool, pool
+
+
+def lower(function: Callable[..., Any], arguments: Sequence[Any]) -> str:
+    """The program for an H200 as plain jaxlib lowers it."""
+    with described(TARGETS[0]):
+        return jax.jit(function).trace(*arguments).lower(lowering_platforms=(PLATFORM,)).as_text()
+
+
+def compile(  # noqa: A001 (the name that every target module has)
+    function: Callable[..., Any],
+    arguments: Sequence[Any],
+    target: str = TARGETS[0],
+    donate: Sequence[int] = (),
+) -> Report:
+    """Compiles `function` for one H200. `arguments` is a pytree of jax.ShapeDtypeStruct per positional
+    argument."""
     placed = jax.tree.map(
         lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=NamedSharding(mesh(), PartitionSpec())),
         tuple(arguments),
@@ -122,7 +107,8 @@ def compile_for_h200(function: Callable[..., Any], arguments: Sequence[Any], don
 
 @contextlib.contextmanager
 def _dumping(folder: str) -> Iterator[None]:
-    """Has the Mosaic compiler write what the assembler reports. A cached program would not be compiled at all."""
+    """Has the Mosaic compiler write what the assembler reports. A cached program would not be compiled at
+    all."""
     ours = {"MOSAIC_GPU_DUMP_PTX": "1", "MOSAIC_GPU_DUMP_PTXAS": "1", "MOSAIC_GPU_DUMP_TO": folder}
     before = {name: os.environ.get(name) for name in ours}
     cached = jax.config.jax_enable_compilation_cache
@@ -145,7 +131,10 @@ def _kernels(folder: Path) -> Iterator[Kernel]:
         resources = assembled.with_suffix(".resources.txt").read_text()
         yield Kernel(
             name=assembled.stem,
-            registers=max(int(n) for n in re.findall(r"Used (\d+) registers", text)),
-            spills=sum(int(n) for n in re.findall(r"(\d+) bytes spill (?:stores|loads)", text)),
-            shared=int(re.search(r"smem_scratch_bytes=(\d+)", resources)[1]),
+            resources={
+                "registers": max(int(n) for n in re.findall(r"Used (\d+) registers", text)),
+                "spilled bytes": sum(int(n) for n in re.findall(r"(\d+) bytes spill (?:stores|loads)", text)),
+                "shared memory": int(re.search(r"smem_scratch_bytes=(\d+)", resources)[1]),
+            },
+            limits=LIMITS,
         )

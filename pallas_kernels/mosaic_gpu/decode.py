@@ -1,9 +1,9 @@
 """Attention of one query per row over its page list: the kernel.
 
-One block of 128 threads serves one part of one row's list for one KV head. Tiles of K and V stream through a ring of
-shared-memory stages, one bulk tensor copy per (page, head). Products are 16-row tensor-core ones: the queries of a KV
-head fill at most 16 rows, a padded 64-row warpgroup product would spend most of its softmax on padding. The loop's
-bounds are data. Softmax is in powers of two.
+One block of 128 threads serves one part of one row's list for one KV head. Tiles of K and V stream through
+a ring of shared-memory stages, one bulk tensor copy per (page, head). Products are 16-row tensor-core
+ones: the queries of a KV head fill at most 16 rows, a padded 64-row warpgroup product would spend most of
+its softmax on padding. The loop's bounds are data. Softmax is in powers of two.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ PAGES = (16, 32, 64, 128)
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """`tile` tokens per step, `stages` of the ring, `splits` parts of each list, at least `least` tiles per part."""
+    """`tile` tokens per step, `stages` of the ring, `splits` parts of each list, at least `least` tiles
+    per part."""
 
     tile: int
     stages: int
@@ -37,7 +38,8 @@ class Config:
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """Extents of one call: rows, KV heads of the pool, query blocks per KV head, lists per row, page, head dim."""
+    """Extents of one call: rows, KV heads of the pool, query blocks per KV head, lists per row, page, head
+    dim."""
 
     rows: int
     kv_heads: int
@@ -75,13 +77,23 @@ def check(shape: Shape, dtype: jnp.dtype) -> None:
 
 
 def decode(
-    q: jax.Array, k_pages: jax.Array, v_pages: jax.Array, page_ids: jax.Array, first: jax.Array, stop: jax.Array,
-    *, shape: Shape, scale: float, soft_cap: float | None, config: Config,
+    q: jax.Array,
+    k_pages: jax.Array,
+    v_pages: jax.Array,
+    page_ids: jax.Array,
+    first: jax.Array,
+    stop: jax.Array,
+    *,
+    shape: Shape,
+    scale: float,
+    soft_cap: float | None,
+    config: Config,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Unnormalised parts of the attention of q [B, K * X, M, D] over slots [first, stop) [B, Kl] of the lists.
+    """Unnormalised parts of the attention of q [B, K * X, M, D] over slots [first, stop) [B, Kl] of the
+    lists.
 
-    Returns out [B, K * X, S, M, D], running maximum (in powers of two) and sum [B, K * X, S, M], all float32. A part
-    without work has sum 0 and leaves `out` unwritten.
+    Returns out [B, K * X, S, M, D], running maximum (in powers of two) and sum [B, K * X, S, M], all
+    float32. A part without work has sum 0 and leaves `out` unwritten.
     """
     batch, blocks, rows, head_dim = q.shape
     dtype = q.dtype
@@ -92,8 +104,22 @@ def decode(
     row_layout = mma.acc.reduce(1)
 
     def body(
-        q_ref, k_ref, v_ref, ids_ref, first_ref, stop_ref, out_ref, top_ref, total_ref,
-        q_tile, k_ring, v_ring, p_tile, q_ready, k_ready, v_ready,
+        q_ref,
+        k_ref,
+        v_ref,
+        ids_ref,
+        first_ref,
+        stop_ref,
+        out_ref,
+        top_ref,
+        total_ref,
+        q_tile,
+        k_ring,
+        v_ring,
+        p_tile,
+        q_ready,
+        k_ready,
+        v_ready,
     ):
         part, block, row = lax.axis_index("part"), lax.axis_index("block"), lax.axis_index("row")
         head = lax.div(block, shape.parts)
@@ -173,7 +199,9 @@ def decode(
             return acc, higher, total
 
         acc, top, total = lax.fori_loop(
-            0, steps, step_over,
+            0,
+            steps,
+            step_over,
             (
                 constant((rows, head_dim), 0.0, mma.acc),
                 constant((rows,), HIDDEN, row_layout),
@@ -214,4 +242,3 @@ def decode(
 def shared_bytes(config: Config, rows: int, head_dim: int, itemsize: int) -> int:
     """Shared memory of one block, without barriers."""
     return itemsize * (2 * config.stages * config.tile * head_dim + rows * (head_dim + config.tile))
-

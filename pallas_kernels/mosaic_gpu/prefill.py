@@ -1,8 +1,8 @@
 """Causal attention of query tiles over page lists: the kernel (Hopper).
 
-A block serves 128 query rows (tokens x query heads of one KV head) of one sequence: two warpgroups of 64 rows compute,
-a third streams pages. Which list slots a row sees is given as a range, so page lists, causality, windows and padding
-are one mask, needed only in tiles at an edge.
+A block serves 128 query rows (tokens x query heads of one KV head) of one sequence: two warpgroups of 64
+rows compute, a third streams pages. Which list slots a row sees is given as a range, so page lists,
+causality, windows and padding are one mask, needed only in tiles at an edge.
 """
 
 from __future__ import annotations
@@ -45,14 +45,25 @@ def shared_bytes(config: Config, head_dim: int, itemsize: int) -> int:
 
 
 def prefill(
-    q: jax.Array, k_pages: jax.Array, v_pages: jax.Array, page_ids: jax.Array, row_of: jax.Array,
-    first: jax.Array, stop: jax.Array, bounds: jax.Array, *, scale: float, soft_cap: float | None, config: Config,
+    q: jax.Array,
+    k_pages: jax.Array,
+    v_pages: jax.Array,
+    page_ids: jax.Array,
+    row_of: jax.Array,
+    first: jax.Array,
+    stop: jax.Array,
+    bounds: jax.Array,
+    *,
+    scale: float,
+    soft_cap: float | None,
+    config: Config,
 ) -> tuple[jax.Array, jax.Array]:
     """Attention of query tiles q [X, K, M, D], each of row `row_of` [X] of the lists, M = 128.
 
-    Row m of a tile sees slots [first, stop) [X, Kl, M]; `bounds` [X, Kl, 4] hold over the rows that count: the lowest
-    first, the highest stop (slots outside of these two may hold NaN), the highest first, the lowest stop (all such
-    rows see the slots inside of these two). Returns out [X, K, M, D] and log-sum-exp [X, K, M] float32.
+    Row m of a tile sees slots [first, stop) [X, Kl, M]; `bounds` [X, Kl, 4] hold over the rows that count:
+    the lowest first, the highest stop (slots outside of these two may hold NaN), the highest first, the
+    lowest stop (all such rows see the slots inside of these two). Returns out [X, K, M, D] and log-sum-exp
+    [X, K, M] float32.
     """
     count, kv_heads, rows, head_dim = q.shape
     lists, page = page_ids.shape[1], k_pages.shape[2]
@@ -64,8 +75,26 @@ def prefill(
     swizzled = tiles.swizzled(head_dim, dtype)
 
     def body(
-        q_ref, k_ref, v_ref, ids_ref, row_ref, first_ref, stop_ref, bounds_ref, out_ref, lse_ref,
-        q_tiles, k_ring, v_ring, q_ready, k_ready, v_ready, v_dirty, k_free, v_free, p_tiles=None,
+        q_ref,
+        k_ref,
+        v_ref,
+        ids_ref,
+        row_ref,
+        first_ref,
+        stop_ref,
+        bounds_ref,
+        out_ref,
+        lse_ref,
+        q_tiles,
+        k_ring,
+        v_ring,
+        q_ready,
+        k_ready,
+        v_ready,
+        v_dirty,
+        k_free,
+        v_free,
+        p_tiles=None,
     ):
         index, head = lax.axis_index("tile"), lax.axis_index("head")
         group = lax.axis_index("warpgroup")
@@ -97,7 +126,11 @@ def prefill(
                     part = v_ring.at[slot, pl.ds(r * CLEANED, CLEANED)]
                     copied = plgpu.Layout.SMEM_GMEM_COPY((CLEANED, head_dim), dtype, swizzled[1].swizzle)
                     values = plgpu.load(part, layout=copied)
-                    at = plgpu.broadcasted_iota(jnp.int32, (CLEANED, head_dim), 0, layout=copied) + base + r * CLEANED
+                    at = (
+                        plgpu.broadcasted_iota(jnp.int32, (CLEANED, head_dim), 0, layout=copied)
+                        + base
+                        + r * CLEANED
+                    )
                     part[...] = jnp.where((at >= lowest) & (at < highest), values, jnp.zeros_like(values))
 
                 lax.fori_loop(0, tile // CLEANED, rows_of, None)
@@ -156,7 +189,9 @@ def prefill(
                 scores = pl.run_scoped(product, plgpu.ACC((ROWS, tile), jnp.float32))
                 reused = step + stages < steps
                 pl.when(reused)(lambda: plgpu.barrier_arrive(k_free.at[slot]))
-                scores = tiles.capped(scores * scale, soft_cap) * LOG2E if soft_cap else scores * (scale * LOG2E)
+                scores = (
+                    tiles.capped(scores * scale, soft_cap) * LOG2E if soft_cap else scores * (scale * LOG2E)
+                )
 
                 def mask(scores):
                     at = plgpu.broadcasted_iota(jnp.int32, (ROWS, tile), 1, layout=wgmma) + base
@@ -176,7 +211,9 @@ def prefill(
                 return acc, higher, total
 
             acc, top, total = lax.fori_loop(
-                0, steps, step_over,
+                0,
+                steps,
+                step_over,
                 (
                     constant((ROWS, head_dim), 0.0, wgmma),
                     constant((ROWS,), HIDDEN, row_layout),

@@ -11,7 +11,9 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels.dispatch import Declined
 
-_simulator: contextvars.ContextVar[plgpu.InterpretGPUParams | None] = contextvars.ContextVar("simulator", default=None)
+_simulator: contextvars.ContextVar[plgpu.InterpretGPUParams | None] = contextvars.ContextVar(
+    "simulator", default=None
+)
 
 # Device kinds without the tensor memory accelerator, by what their names contain.
 _OLDER = ("V100", "T4", "A100", "A10", "A30", "A40", "L4", "RTX 20", "RTX 30", "RTX 40", "RTX A")
@@ -61,7 +63,8 @@ def require(condition: bool, reason: str) -> None:
 
 
 def require_tma(exactly_hopper: bool = False) -> None:
-    """Declines devices without the bulk tensor copies (or, if asked, without the warpgroup products) that we use."""
+    """Declines devices without the bulk tensor copies (or, if asked, without the warpgroup products) that
+    we use."""
     if simulator() is not None:
         return
     capability = compute_capability()
@@ -73,5 +76,5 @@ def require_tma(exactly_hopper: bool = False) -> None:
     if exactly_hopper:
         require(
             capability[0] == 9,
-            f"warpgroup matrix products exist on compute capability 9.x only; got {capability[0]}.{capability[1]}",
+            f"warpgroup products exist on compute capability 9.x only; got {capability[0]}.{capability[1]}",
         )

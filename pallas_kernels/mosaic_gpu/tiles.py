@@ -17,10 +17,13 @@ LOG2E = math.log2(math.e)
 
 
 def swizzled(columns: int, dtype: jnp.dtype) -> tuple[plgpu.TilingTransform, plgpu.SwizzleTransform]:
-    """Shared-memory layout of a tile with rows of `columns` elements: the widest swizzle that divides a row."""
+    """Shared-memory layout of a tile with rows of `columns` elements: the widest swizzle that divides a
+    row."""
     width = columns * jnp.dtype(dtype).itemsize
     swizzle = next((s for s in (128, 64, 32) if width % s == 0), None)
-    require(swizzle is not None, f"rows of {width} bytes fit no shared-memory swizzle (multiples of 32 bytes)")
+    require(
+        swizzle is not None, f"rows of {width} bytes fit no shared-memory swizzle (multiples of 32 bytes)"
+    )
     return plgpu.TilingTransform((8, swizzle // jnp.dtype(dtype).itemsize)), plgpu.SwizzleTransform(swizzle)
 
 
@@ -33,8 +36,8 @@ def compiler_params() -> plgpu.CompilerParams:
 
 @dataclasses.dataclass(frozen=True)
 class Mma:
-    """Layouts of a 16-bit matrix product whose rows are split over `row_warps` of the four warps, its columns over
-    the others."""
+    """Layouts of a 16-bit matrix product whose rows are split over `row_warps` of the four warps, its
+    columns over the others."""
 
     dtype: jnp.dtype
     row_warps: int

@@ -1,4 +1,5 @@
-"""What surrounds the attention kernels in XLA: visible ranges of the page lists, split counts, merging of the parts."""
+"""What surrounds the attention kernels in XLA: visible ranges of the page lists, split counts, merging of
+the parts."""
 
 from __future__ import annotations
 
@@ -15,9 +16,13 @@ MULTIPROCESSORS = 132
 
 
 def tokens_before(
-    position: Int32[Array, "B *X"], counts: Int32[Array, "B Kl"], logical_ids: Int32[Array, "B Kl J"] | None, page: int
+    position: Int32[Array, B * X],
+    counts: Int32[Array, "B Kl"],
+    logical_ids: Int32[Array, "B Kl J"] | None,
+    page: int,
 ) -> Int32[Array, "B Kl *X"]:
-    """How many tokens of each page list lie before a position. Lists ascend, so they are the list's first ones."""
+    """How many tokens of each page list lie before a position. Lists ascend, so they are the list's first
+    ones."""
     extra = position.ndim - 1
     position = jnp.maximum(position, 0)[:, None]
     counts = counts.reshape(*counts.shape, *(1,) * extra)
@@ -30,8 +35,11 @@ def tokens_before(
 
 
 def visible_range(
-    lengths: Int32[Array, "B"], counts: Int32[Array, "B Kl"], logical_ids: Int32[Array, "B Kl J"] | None,
-    window: int | None, page: int,
+    lengths: Int32[Array, B],
+    counts: Int32[Array, "B Kl"],
+    logical_ids: Int32[Array, "B Kl J"] | None,
+    window: int | None,
+    page: int,
 ) -> tuple[Int32[Array, "B Kl"], Int32[Array, "B Kl"]]:
     """Slots [first, stop) of each page list that the row's newest token sees: slot = entry * P + offset."""
     stop = tokens_before(lengths, counts, logical_ids, page)
@@ -43,18 +51,21 @@ def visible_range(
 def split_count(blocks: int, slots: int, tile: int) -> int:
     """Into how many parts to cut each list of at most `slots` tokens, of which there are `blocks`.
 
-    Enough for two waves over the multiprocessors with two blocks on each, and at least eight, so that one long row
-    among short ones is spread; no part smaller than eight tiles of a full list.
+    Enough for two waves over the multiprocessors with two blocks on each, and at least eight, so that one
+    long row among short ones is spread; no part smaller than eight tiles of a full list.
     """
     wanted = max(8, math.ceil(4 * MULTIPROCESSORS / blocks))
     return max(1, min(wanted, math.ceil(slots / (8 * tile)), 64))
 
 
 def merge(
-    out: Float32[Array, "B K S M D"], top: Float32[Array, "B K S M"], total: Float32[Array, "B K S M"],
+    out: Float32[Array, "B K S M D"],
+    top: Float32[Array, "B K S M"],
+    total: Float32[Array, "B K S M"],
     sinks: Float32[Array, "K M"] | None,
 ) -> tuple[Float32[Array, "B K M D"], Float32[Array, "B K M"]]:
-    """Joins the parts of a softmax over split lists; `top` is in powers of two. Returns (out, natural log-sum-exp)."""
+    """Joins the parts of a softmax over split lists; `top` is in powers of two. Returns (out, natural
+    log-sum-exp)."""
     seen: Bool[Array, "B K S M"] = total > 0
     highest = jnp.max(jnp.where(seen, top, HIDDEN), axis=2)
     if sinks is not None:
@@ -73,8 +84,8 @@ def merge(
 
 
 def grouped(q: jax.Array, kv_heads: int, rows: int) -> tuple[jax.Array, int]:
-    """Queries [B, H, D] as [B, K * X, M, D]: the G heads of a KV head in X blocks of at most `rows`, padded to M rows.
-    Returns them and X."""
+    """Queries [B, H, D] as [B, K * X, M, D]: the G heads of a KV head in X blocks of at most `rows`,
+    padded to M rows. Returns them and X."""
     batch, heads, head_dim = q.shape
     group = heads // kv_heads
     parts = math.ceil(group / rows)
@@ -93,18 +104,18 @@ def ungrouped(x: jax.Array, kv_heads: int, heads: int) -> jax.Array:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class QueryTiles:
-    """X tiles of consecutive tokens of one row: `row` [X], `token` [X, Y] indices into the flat tokens (in range),
-    `counted` [X, Y] whether a token is one of the tile's, `tile_of` [B] first tile of each row."""
+    """X tiles of consecutive tokens of one row: `row` [X], `token` [X, Y] indices into the flat tokens (in
+    range), `counted` [X, Y] whether a token is one of the tile's, `tile_of` [B] first tile of each row."""
 
-    row: Int32[Array, "X"]
+    row: Int32[Array, X]
     token: Int32[Array, "X Y"]
     counted: Bool[Array, "X Y"]
-    tile_of: Int32[Array, "B"]
-    starts: Int32[Array, "B"]
+    tile_of: Int32[Array, B]
+    starts: Int32[Array, B]
 
 
 def query_tiles(
-    query_starts: Int32[Array, "B+1"], owned: Int32[Array, "B"], tokens: int, size: int
+    query_starts: Int32[Array, B + 1], owned: Int32[Array, B], tokens: int, size: int
 ) -> QueryTiles:
     """Cuts each row's `owned` tokens into tiles of `size`; tiles that no row needs count no token."""
     rows = owned.shape[0]
@@ -124,7 +135,11 @@ def to_tiles(q: jax.Array, tile: QueryTiles, kv_heads: int, rows: int) -> jax.Ar
     _, heads, head_dim = q.shape
     group = heads // kv_heads
     x = jnp.where(tile.counted[..., None, None], q[tile.token], 0)
-    x = x.reshape(count, size, kv_heads, group, head_dim).swapaxes(1, 2).reshape(count, kv_heads, -1, head_dim)
+    x = (
+        x.reshape(count, size, kv_heads, group, head_dim)
+        .swapaxes(1, 2)
+        .reshape(count, kv_heads, -1, head_dim)
+    )
     return jnp.pad(x, ((0, 0), (0, 0), (0, rows - x.shape[2]), (0, 0)))
 
 

@@ -1,7 +1,7 @@
 """`paged_prefill_attention` on Hopper GPUs.
 
-Rows of one token (decode rows of a mixed step) take the decode kernel, which splits their lists over blocks; the others
-are cut into query tiles. Both kernels run and follow their rows' counts.
+Rows of one token (decode rows of a mixed step) take the decode kernel, which splits their lists over
+blocks; the others are cut into query tiles. Both kernels run and follow their rows' counts.
 """
 
 from __future__ import annotations
@@ -18,16 +18,29 @@ from pallas_kernels.paged_decode_attention.mosaic_gpu import paged_decode_attent
 
 
 def paged_prefill_attention(
-    q: jax.Array, k_pages: jax.Array, v_pages: jax.Array, page_ids: jax.Array, counts: jax.Array, lengths: jax.Array,
-    query_starts: jax.Array, *, logical_ids: jax.Array | None = None, scale: float, window: int | None = None,
-    soft_cap: float | None = None, sinks: jax.Array | None = None, return_lse: bool = False,
+    q: jax.Array,
+    k_pages: jax.Array,
+    v_pages: jax.Array,
+    page_ids: jax.Array,
+    counts: jax.Array,
+    lengths: jax.Array,
+    query_starts: jax.Array,
+    *,
+    logical_ids: jax.Array | None = None,
+    scale: float,
+    window: int | None = None,
+    soft_cap: float | None = None,
+    sinks: jax.Array | None = None,
+    return_lse: bool = False,
     config: Config | None = None,
 ) -> jax.Array | tuple[jax.Array, jax.Array]:
     """See `pallas_kernels.paged_prefill_attention`. `config` overrides the heuristic."""
     tokens, heads, head_dim = q.shape
     _, kv_heads, page, _ = k_pages.shape
     group, rows = heads // kv_heads, ROWS * WARPGROUPS
-    require(q.dtype == k_pages.dtype, f"queries and pages must share a dtype; got {q.dtype} and {k_pages.dtype}")
+    require(
+        q.dtype == k_pages.dtype, f"queries and pages must share a dtype; got {q.dtype} and {k_pages.dtype}"
+    )
     require(
         q.dtype in (jnp.bfloat16, jnp.float16),
         f"tensor cores multiply bfloat16 and float16 here (float32 would be rounded to tf32); got {q.dtype}",
@@ -41,7 +54,9 @@ def paged_prefill_attention(
     require_tma(exactly_hopper=True)
     config = config or Config.default(head_dim, q.dtype.itemsize)
     used = shared_bytes(config, head_dim, q.dtype.itemsize)
-    require(used <= SHARED_BYTES, f"needs {used} bytes of shared memory per block; {SHARED_BYTES} are available")
+    require(
+        used <= SHARED_BYTES, f"needs {used} bytes of shared memory per block; {SHARED_BYTES} are available"
+    )
 
     owned = query_starts[1:] - query_starts[:-1]
     single = owned == 1
@@ -74,13 +89,30 @@ def paged_prefill_attention(
         return jnp.pad(x, ((0, 0), (0, 0), (0, rows - x.shape[-1])))
 
     out, lse = prefill(
-        work.to_tiles(q, tile, kv_heads, rows), k_pages, v_pages, page_ids, row, per_row(first), per_row(stop), bounds,
-        scale=scale, soft_cap=soft_cap, config=config,
+        work.to_tiles(q, tile, kv_heads, rows),
+        k_pages,
+        v_pages,
+        page_ids,
+        row,
+        per_row(first),
+        per_row(stop),
+        bounds,
+        scale=scale,
+        soft_cap=soft_cap,
+        config=config,
     )
     out, lse = work.from_tiles(out, tile, tokens, group), work.from_tiles(lse, tile, tokens, group)
     lone, lone_lse = paged_decode_attention(
-        q[jnp.clip(query_starts[:-1], 0, tokens - 1)], k_pages, v_pages, page_ids, counts,
-        jnp.where(single, lengths, 0), logical_ids=logical_ids, scale=scale, window=window, soft_cap=soft_cap,
+        q[jnp.clip(query_starts[:-1], 0, tokens - 1)],
+        k_pages,
+        v_pages,
+        page_ids,
+        counts,
+        jnp.where(single, lengths, 0),
+        logical_ids=logical_ids,
+        scale=scale,
+        window=window,
+        soft_cap=soft_cap,
         return_lse=True,
     )
     is_lone = single[of_token][:, None]
