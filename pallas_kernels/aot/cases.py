@@ -29,7 +29,8 @@ class Target(Protocol):
 
     PLATFORM: str
     BACKEND: str
-    TARGETS: tuple[str, ...]
+    TARGETS: tuple[str, ...]  # devices
+    CALL: str  # what a lowered program calls a kernel of ours
 
     def available(self) -> str | None:
         """None if programs can be compiled here, else the reason why not."""

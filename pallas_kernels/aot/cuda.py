@@ -24,6 +24,7 @@ from pallas_kernels.aot.report import Kernel, Report
 from pallas_kernels.mosaic_gpu.target import described
 
 PLATFORM, BACKEND, TARGETS = "cuda", "mosaic_gpu", ("NVIDIA H200",)
+CALL = "mosaic_gpu_v2"
 LIMITS = {"registers": 255, "spilled bytes": 0, "shared memory": 227 * 1024}
 
 # The constants of an H200 that the compiler asks a device for, in its text format.

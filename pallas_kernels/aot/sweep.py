@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from collections.abc import Iterable, Iterator
 
 from pallas_kernels.aot.cases import Case, Target
 from pallas_kernels.aot.report import Line
 from pallas_kernels.dispatch import NoImplementation
 
-PLATFORMS = {"cuda": "pallas_kernels.aot.cuda", "tpu": "pallas_kernels.aot.tpu"}
-# What a lowered program calls a kernel of ours.
-CALLS = {"cuda": "mosaic_gpu_v2", "tpu": "tpu_custom_call"}
+PLATFORMS = tuple(
+    name for name in ("cuda", "tpu") if importlib.util.find_spec(f"{__package__}.{name}") is not None
+)
 
 
 def target(platform: str) -> Target:
     """The module that compiles for a platform."""
-    return importlib.import_module(PLATFORMS[platform])
+    return importlib.import_module(f"{__package__}.{platform}")
 
 
 def lowered(cases: Iterable[Case], target: Target) -> Iterator[Line]:
@@ -29,7 +30,7 @@ def lowered(cases: Iterable[Case], target: Target) -> Iterator[Line]:
         except Exception as error:  # noqa: BLE001 (a compiler may raise anything)
             yield Line(str(case), target.PLATFORM, error=_first_line(error))
         else:
-            missing = None if CALLS[target.PLATFORM] in text else "lowered to a program without a kernel"
+            missing = None if target.CALL in text else "lowered to a program without a kernel"
             yield Line(str(case), target.PLATFORM, error=missing)
 
 
