@@ -25,9 +25,12 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from pallas_kernels.mosaic_tpu.limits import VMEM
+
 NEG = -1e30
 LANES = 128
 IDS = 128  # page ids per chunk in scalar memory
+TILE = 128  # query rows of a KV head that are computed at once
 # words of the state kept in scalar memory between programs
 _PRIMED, _BUFFER, _CHUNK, _OWNER = 0, 1, 2, 3  # _OWNER + buffer: the id chunk that buffer was filled from
 
@@ -153,7 +156,8 @@ def _kernel(row, start, stop, first, last, ids_hbm, q_ref, *refs, spec: Spec, pe
     def attend(block, buffer, masked: bool):
         low, high = entries(me, block)
         slot, at = state[_OWNER + buffer], lax.rem(block * n, IDS)
-        rows = spec.tokens * spec.group
+        tile = min(q_ref.shape[1], TILE)
+        tiles = q_ref.shape[1] // tile
 
         def positions(shape, dim):
             """Position of each of the block's tokens; a large one for entries that are not listed."""
@@ -169,28 +173,34 @@ def _kernel(row, start, stop, first, last, ids_hbm, q_ref, *refs, spec: Spec, pe
                 place = jnp.where(token >= j * P, base + token - j * P, place)
             return place
 
-        if masked:
-            place = positions((1, spec.width), 1)
+        def sees(tile_index):
+            """Which of the block's tokens the query rows of a tile see."""
             query = first[me]
             if spec.tokens > 1:
-                index = lax.broadcasted_iota(jnp.int32, (q_ref.shape[1], 1), 0)
+                index = tile_index * tile + lax.broadcasted_iota(jnp.int32, (tile, 1), 0)
                 query = jnp.minimum(first[me] + lax.div(index, spec.group), last[me])
             seen = place <= query
-            alive = (column := positions((spec.width, 1), 0)) <= last[me]
             if spec.window is not None:
                 seen = jnp.logical_and(seen, place > query - spec.window)
+            return seen
+
+        if masked:
+            place = positions((1, spec.width), 1)
+            alive = (column := positions((spec.width, 1), 0)) <= last[me]
+            if spec.window is not None:
                 alive = jnp.logical_and(alive, column > first[me] - spec.window)
-        per = max(h for h in range(1, spec.heads + 1) if spec.heads % h == 0 and (h == 1 or h * rows <= 64))
+        per = max(h for h in range(1, spec.heads + 1) if spec.heads % h == 0 and (h == 1 or h * tile <= 64))
         precision = lax.Precision.HIGHEST if spec.dtype == jnp.float32 else None
 
-        def some_heads(g, _):
-            hs = pl.ds(g * per, per)
+        def some_rows(i, _):
+            hs, rows = pl.ds(lax.div(i, tiles) * per, per), pl.ds(lax.rem(i, tiles) * tile, tile)
+            seen = sees(lax.rem(i, tiles)) if masked else None
             k, v = (
                 buf[buffer, hs].reshape(per, spec.width, buf.shape[-1]) for buf in (buffers[0], buffers[-1])
             )
             k, v = k.astype(spec.dtype), v.astype(spec.dtype)
             s = jnp.einsum(
-                "hmd,htd->hmt", q_ref[hs], k, precision=precision, preferred_element_type=jnp.float32
+                "hmd,htd->hmt", q_ref[hs, rows], k, precision=precision, preferred_element_type=jnp.float32
             )
             s = s * spec.scale
             if spec.soft_cap is not None:
@@ -198,14 +208,14 @@ def _kernel(row, start, stop, first, last, ids_hbm, q_ref, *refs, spec: Spec, pe
             if masked:
                 s = jnp.where(seen[None], s, NEG)
                 v = jnp.where(alive[None], v, 0)
-            old = top[hs]
+            old = top[hs, rows]
             new = jnp.maximum(old, jnp.max(s, axis=2, keepdims=True))
             p = jnp.exp(s - new[:, :, :1])
             if masked:
                 p = jnp.where(seen[None], p, 0)
             decay = jnp.exp(old - new)
-            top[hs] = new
-            mass[hs] = mass[hs] * decay + jnp.sum(p, axis=2, keepdims=True)
+            top[hs, rows] = new
+            mass[hs, rows] = mass[hs, rows] * decay + jnp.sum(p, axis=2, keepdims=True)
             pv = jnp.einsum(
                 "hmt,htd->hmd",
                 p.astype(spec.dtype),
@@ -213,9 +223,9 @@ def _kernel(row, start, stop, first, last, ids_hbm, q_ref, *refs, spec: Spec, pe
                 precision=precision,
                 preferred_element_type=jnp.float32,
             )
-            acc[hs] = acc[hs] * decay[:, :, :1] + pv
+            acc[hs, rows] = acc[hs, rows] * decay[:, :, :1] + pv
 
-        lax.fori_loop(0, spec.heads // per, some_heads, None)
+        lax.fori_loop(0, spec.heads // per * tiles, some_rows, None)
 
     @pl.when(step == 0)
     def _():
@@ -260,7 +270,9 @@ def _kernel(row, start, stop, first, last, ids_hbm, q_ref, *refs, spec: Spec, pe
     total = mass[...]
     o_ref[...] = (acc[...] / jnp.maximum(total[:, :, :1], 1e-37)).astype(o_ref.dtype)
     for ref in lse_ref:
-        ref[...] = jnp.where(total > 0, top[...] + jnp.log(jnp.maximum(total, 1e-37)), NEG)
+        sums = jnp.where(total > 0, top[...] + jnp.log(jnp.maximum(total, 1e-37)), NEG)
+        for head in range(spec.heads):
+            ref[head] = sums[head].T[:1]
 
 
 def block_pages(heads: int, page: int, lanes: int, itemsize: int, listed: int, most: int) -> int:
@@ -299,12 +311,12 @@ def attend_lists(q, pools, ids, work: Work, spec: Spec, *, out_dtype, interpret=
     per_core = programs // cores
     buffer = (2, spec.heads, spec.pages, spec.page, lanes)
 
-    def rows(minor):
+    def block(*minor):
         def place(core, step, *_):
             program = core * per_core + step
             return lax.div(program, lists), lax.rem(program, lists), 0, 0
 
-        return pl.BlockSpec((None, spec.heads, M, minor), place)
+        return pl.BlockSpec((None, spec.heads, *minor), place)
 
     any_space = pl.BlockSpec(memory_space=pl.ANY)
     tokens_read = programs * spec.heads * ids.shape[1] * IDS * spec.page
@@ -313,8 +325,8 @@ def attend_lists(q, pools, ids, work: Work, spec: Spec, *, out_dtype, interpret=
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=5,
             grid=(cores, per_core),
-            in_specs=[any_space, rows(lanes)] + [any_space] * len(pools),
-            out_specs=[rows(lanes)] + [rows(LANES)] * spec.lse,
+            in_specs=[any_space, block(M, lanes)] + [any_space] * len(pools),
+            out_specs=[block(M, lanes)] + [block(1, M)] * spec.lse,
             scratch_shapes=[pltpu.VMEM(buffer, pool.dtype) for pool in pools]
             + [
                 pltpu.SMEM((3, *ids.shape[2:]), jnp.int32),
@@ -327,9 +339,9 @@ def attend_lists(q, pools, ids, work: Work, spec: Spec, *, out_dtype, interpret=
             ],
         ),
         out_shape=[jax.ShapeDtypeStruct(q.shape, out_dtype)]
-        + [jax.ShapeDtypeStruct((items, K, M, LANES), jnp.float32)] * spec.lse,
+        + [jax.ShapeDtypeStruct((items, K, 1, M), jnp.float32)] * spec.lse,
         compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=48 << 20
+            dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=VMEM
         ),
         cost_estimate=pl.CostEstimate(
             flops=4 * tokens_read * M * lanes,
@@ -339,4 +351,4 @@ def attend_lists(q, pools, ids, work: Work, spec: Spec, *, out_dtype, interpret=
         interpret=interpret,
         name="paged_attention",
     )(work.row, work.start, work.stop, work.first, work.last, ids, q, *pools)
-    return out[0], out[1][..., 0] if spec.lse else None
+    return out[0], out[1][:, :, 0] if spec.lse else None

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels.dispatch import Declined
-from pallas_kernels.mosaic_tpu.attention import LANES, NEG, Spec, Work, attend_lists, block_pages, chunked_ids
+from pallas_kernels.mosaic_tpu.attention import LANES, NEG, TILE, Spec, Work, attend_lists, block_pages, chunked_ids
 from pallas_kernels.mosaic_tpu.interpret import Interpret, mode
 
 PAGES = (16, 32, 64, 128)
@@ -69,7 +69,7 @@ def attend(
     items, tokens, H, D = q.shape
     _, K, page, lanes = pools[0].shape
     G, rows = H // K, tokens * (H // K)
-    padded = -(-rows // 8) * 8
+    padded = -(-rows // 8) * 8 if rows <= TILE else -(-rows // TILE) * TILE
     dtype = jnp.promote_types(q.dtype, pools[0].dtype)
     blocks = q.reshape(items, tokens, K, G, D).swapaxes(1, 2).reshape(items, K, rows, D)
     blocks = jnp.pad(blocks.astype(dtype), ((0, 0), (0, 0), (0, padded - rows), (0, lanes - D)))
