@@ -282,7 +282,7 @@ def block_pages(heads: int, page: int, lanes: int, itemsize: int, listed: int, m
         tokens *= 2
     while tokens > 128 and tokens >= 2 * page * listed:
         tokens //= 2
-    return max(1, min(tokens // page, LANES))
+    return max(1, min(tokens // page, IDS))
 
 
 def chunked_ids(page_ids: jax.Array, logical_ids: jax.Array | None) -> jax.Array:
