@@ -95,15 +95,38 @@ def attention(
     shape_of("q", q, (None, None, None), "B or T, H, D")
     _, kv_heads, _, head_dim = pools(k_pages, v_pages, q.shape[2])
     floating("q", q)
-    heads = q.shape[1]
+    queries(q, kv_heads, page_ids, counts, lengths, logical_ids, window, soft_cap)
+    head_sinks(sinks, q.shape[1])
+    return head_dim**-0.5 if scale is None else scale
+
+
+def grouped(heads: int, kv_heads: int) -> None:
+    """Requires the same number of query heads for each KV head."""
     require(
         heads % kv_heads == 0,
         f"query heads must be a multiple of the KV heads; got H = {heads} and K = {kv_heads}",
     )
-    page_lists(page_ids, counts, lengths, logical_ids, kv_heads)
-    require(window is None or window >= 1, f"window must be None or at least 1 token; got {window}")
-    require(soft_cap is None or soft_cap > 0, f"soft_cap must be None or positive; got {soft_cap}")
+
+
+def head_sinks(sinks: Any, heads: int) -> None:
+    """Checks the logits [H] that join the softmax denominator, where there are any."""
     if sinks is not None:
         shape_of("sinks", sinks, (heads,), "H")
         floating("sinks", sinks)
-    return head_dim**-0.5 if scale is None else scale
+
+
+def queries(
+    q: Any,
+    kv_heads: int,
+    page_ids: Any,
+    counts: Any,
+    lengths: Any,
+    logical_ids: Any,
+    window: int | None,
+    soft_cap: float | None,
+) -> None:
+    """Checks the page lists and the options that decide what queries [.., H, D] see."""
+    grouped(q.shape[-2], kv_heads)
+    page_lists(page_ids, counts, lengths, logical_ids, kv_heads)
+    require(window is None or window >= 1, f"window must be None or at least 1 token; got {window}")
+    require(soft_cap is None or soft_cap > 0, f"soft_cap must be None or positive; got {soft_cap}")
