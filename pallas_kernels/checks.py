@@ -6,6 +6,8 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from pallas_kernels.layouts import LANES
+
 
 def require(condition: bool, message: str) -> None:
     """Raises ValueError with `message` unless the condition holds."""
@@ -35,16 +37,28 @@ def int32(name: str, array: Any) -> None:
         raise TypeError(f"{name} must be int32; got {array.dtype}")
 
 
-def pools(k_pages: Any, v_pages: Any) -> tuple[int, int, int, int]:
-    """Checks one layer's pools and returns (N, K, P, D)."""
+def pools(k_pages: Any, v_pages: Any, head_dim: int) -> tuple[int, int, int, int]:
+    """Checks one layer's pools against the shapes of `pallas_kernels.layouts`; returns (N, K, P, D)."""
     shape_of("k_pages", k_pages, (None,) * 4, "N K P D")
-    shape_of("v_pages", v_pages, tuple(k_pages.shape), "N K P D")
     floating("k_pages", k_pages)
-    require(
-        k_pages.dtype == v_pages.dtype,
-        f"k_pages and v_pages must share a dtype; got {k_pages.dtype} and {v_pages.dtype}",
-    )
-    return k_pages.shape
+    *extents, lanes = k_pages.shape
+    if v_pages is None:
+        require(
+            lanes >= 2 * head_dim,
+            f"one pool for K and V of head dim {head_dim} must store {2 * head_dim} values; got {lanes}",
+        )
+    else:
+        shape_of("v_pages", v_pages, tuple(k_pages.shape), "N K P D")
+        require(
+            lanes == head_dim or (lanes > head_dim and lanes % LANES == 0),
+            f"pools of head dim {head_dim} must store {head_dim} values, or be padded to a multiple of"
+            f" {LANES}; got {lanes}",
+        )
+        require(
+            k_pages.dtype == v_pages.dtype,
+            f"k_pages and v_pages must share a dtype; got {k_pages.dtype} and {v_pages.dtype}",
+        )
+    return (*extents, head_dim)
 
 
 def page_lists(page_ids: Any, counts: Any, lengths: Any, logical_ids: Any, kv_heads: int) -> None:
@@ -78,18 +92,41 @@ def attention(
     sinks: Any,
 ) -> float:
     """Checks what decode and prefill attention have in common; returns the scale to use."""
-    _, kv_heads, _, head_dim = pools(k_pages, v_pages)
-    shape_of("q", q, (None, None, head_dim), "B or T, H, D")
+    shape_of("q", q, (None, None, None), "B or T, H, D")
+    _, kv_heads, _, head_dim = pools(k_pages, v_pages, q.shape[2])
     floating("q", q)
-    heads = q.shape[1]
+    queries(q, kv_heads, page_ids, counts, lengths, logical_ids, window, soft_cap)
+    head_sinks(sinks, q.shape[1])
+    return head_dim**-0.5 if scale is None else scale
+
+
+def grouped(heads: int, kv_heads: int) -> None:
+    """Requires the same number of query heads for each KV head."""
     require(
         heads % kv_heads == 0,
         f"query heads must be a multiple of the KV heads; got H = {heads} and K = {kv_heads}",
     )
-    page_lists(page_ids, counts, lengths, logical_ids, kv_heads)
-    require(window is None or window >= 1, f"window must be None or at least 1 token; got {window}")
-    require(soft_cap is None or soft_cap > 0, f"soft_cap must be None or positive; got {soft_cap}")
+
+
+def head_sinks(sinks: Any, heads: int) -> None:
+    """Checks the logits [H] that join the softmax denominator, where there are any."""
     if sinks is not None:
         shape_of("sinks", sinks, (heads,), "H")
         floating("sinks", sinks)
-    return head_dim**-0.5 if scale is None else scale
+
+
+def queries(
+    q: Any,
+    kv_heads: int,
+    page_ids: Any,
+    counts: Any,
+    lengths: Any,
+    logical_ids: Any,
+    window: int | None,
+    soft_cap: float | None,
+) -> None:
+    """Checks the page lists and the options that decide what queries [.., H, D] see."""
+    grouped(q.shape[-2], kv_heads)
+    page_lists(page_ids, counts, lengths, logical_ids, kv_heads)
+    require(window is None or window >= 1, f"window must be None or at least 1 token; got {window}")
+    require(soft_cap is None or soft_cap > 0, f"soft_cap must be None or positive; got {soft_cap}")

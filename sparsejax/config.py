@@ -93,8 +93,15 @@ class EngineConfig:
         self._refuse_unbuilt()
 
     def _refuse_unbuilt(self) -> None:
-        for name in ("enable_prefix_caching", "host_kv_bytes", "disk_kv_path", "disk_kv_bytes",
-                     "tensor_parallel_size", "pipeline_parallel_size", "quantization"):
+        for name in (
+            "enable_prefix_caching",
+            "host_kv_bytes",
+            "disk_kv_path",
+            "disk_kv_bytes",
+            "tensor_parallel_size",
+            "pipeline_parallel_size",
+            "quantization",
+        ):
             default = _FIELDS[name].default
             if getattr(self, name) != default:
                 raise ConfigError(
@@ -102,7 +109,9 @@ class EngineConfig:
                 )
 
     @classmethod
-    def make(cls, model: str | None = None, config: EngineConfig | None = None, **overrides: Any) -> EngineConfig:
+    def make(
+        cls, model: str | None = None, config: EngineConfig | None = None, **overrides: Any
+    ) -> EngineConfig:
         """Merges a config with keyword overrides.
 
         Raises:

@@ -19,7 +19,7 @@ from tests.typecheck import arrays_only, is_array_hint
     [
         (Float[Array, "B H D"], True),
         (tuple[Float[Array, "B H D"], Float[Array, "B H"]], True),
-        (Float[Array, "B"] | None, True),
+        (Float[Array, " B"] | None, True),
         (tuple[Float[Array, "T E"], pytest.Config], False),
         (Callable[[int], Array], False),
         (int | None, False),

@@ -34,7 +34,12 @@ def is_array_hint(hint: Any) -> bool:
 
 
 def arrays_only(function: Callable[..., Any]) -> Callable[..., Any]:
-    """``function`` with beartype on the parameters and results annotated as arrays."""
+    """``function`` with beartype on the parameters and results annotated as arrays.
+
+    Constructors are left alone: JAX rebuilds our dataclasses around shapes, shardings and avals, which are no arrays.
+    """
+    if function.__name__ == "__init__":
+        return function
     hints = {name: hint for name, hint in function.__annotations__.items() if is_array_hint(hint)}
     if not hints:
         return function

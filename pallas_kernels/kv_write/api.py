@@ -9,15 +9,15 @@ from pallas_kernels.dispatch import Implementation, dispatch
 
 
 def kv_write(
-    k_pages: Float[Array, "N K P D"],
-    v_pages: Float[Array, "N K P D"],
+    k_pages: Float[Array, "N K P W"],
+    v_pages: Float[Array, "N K P W"] | None,
     k_new: Float[Array, "T K D"],
     v_new: Float[Array, "T K D"],
     page_ids: Int32[Array, " T"],
     offsets: Int32[Array, " T"],
     *,
     implementation: Implementation = None,
-) -> tuple[Float[Array, "N K P D"], Float[Array, "N K P D"]]:
+) -> tuple[Float[Array, "N K P W"], Float[Array, "N K P W"] | None]:
     """Stores token t at slot `offsets[t]` of page `page_ids[t]`, for every KV head; returns the new pools.
 
     Call it under `jax.jit` with the pools donated: they are then updated in place. Values are cast to the
@@ -25,9 +25,13 @@ def kv_write(
     stays there is not defined. Every other (page, offset) must be named once at most. Ids outside the pool
     are a caller's error.
 
+    Pools may have any shape of `pallas_kernels.layouts`: W is D, or wider; `v_pages` None means that
+    `k_pages` holds K in [..., :D] and V in [..., D:2D], and the result is then (k_pages, None).
+
     Raises ValueError or TypeError for shapes or dtypes that do not fit together.
     """
-    _, kv_heads, _, head_dim = checks.pools(k_pages, v_pages)
+    checks.shape_of("k_new", k_new, (None, None, None), "T K D")
+    _, kv_heads, _, head_dim = checks.pools(k_pages, v_pages, k_new.shape[2])
     checks.shape_of("k_new", k_new, (None, kv_heads, head_dim), "T K D")
     checks.shape_of("v_new", v_new, tuple(k_new.shape), "T K D")
     for name, array in (("page_ids", page_ids), ("offsets", offsets)):

@@ -5,10 +5,12 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from pallas_kernels import layouts
+
 
 def kv_write(
-    k_pages: Array, v_pages: Array, k_new: Array, v_new: Array, page_ids: Array, offsets: Array
-) -> tuple[Array, Array]:
+    k_pages: Array, v_pages: Array | None, k_new: Array, v_new: Array, page_ids: Array, offsets: Array
+) -> tuple[Array, Array | None]:
     """See `pallas_kernels.kv_write`."""
     if not k_new.shape[0]:
         return k_pages, v_pages
@@ -21,4 +23,5 @@ def kv_write(
         values = new[token].swapaxes(1, 2).astype(pool.dtype)  # [N, K, P, D]
         return jnp.where(written[:, None, :, None], values, pool)
 
-    return write(k_pages, k_new), write(v_pages, v_new)
+    k_new, v_new = layouts.pack(k_new, v_new, k_pages.shape[-1], 1 if v_pages is None else 2)
+    return write(k_pages, k_new), None if v_pages is None else write(v_pages, v_new)

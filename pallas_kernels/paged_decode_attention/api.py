@@ -10,8 +10,8 @@ from pallas_kernels.dispatch import Implementation, dispatch
 
 def paged_decode_attention(
     q: Float[Array, "B H D"],
-    k_pages: Float[Array, "N K P D"],
-    v_pages: Float[Array, "N K P D"],
+    k_pages: Float[Array, "N K P W"],
+    v_pages: Float[Array, "N K P W"] | None,
     page_ids: Int32[Array, "B Kl J"],
     counts: Int32[Array, "B Kl"],
     lengths: Int32[Array, " B"],
@@ -38,6 +38,9 @@ def paged_decode_attention(
     Returns the output in the dtype of q and, with `return_lse`, the log-sum-exp of the scores (sink included)
     in float32, so that partial results merge. A query that sees no token gives zeros and -1e30. A row's
     result does not depend on the other rows. Work follows each row's own count.
+
+    Pools may have any shape of `pallas_kernels.layouts`: W is D, or wider; `v_pages` None means that
+    `k_pages` holds K in [..., :D] and V in [..., D:2D].
 
     Raises ValueError or TypeError for shapes, dtypes or options that do not fit, NoImplementation if all
     decline.

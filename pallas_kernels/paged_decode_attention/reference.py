@@ -5,13 +5,15 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from pallas_kernels import layouts
+
 HIDDEN = -1e30
 
 
 def paged_decode_attention(
     q: Array,
     k_pages: Array,
-    v_pages: Array,
+    v_pages: Array | None,
     page_ids: Array,
     counts: Array,
     lengths: Array,
@@ -24,6 +26,7 @@ def paged_decode_attention(
     return_lse: bool = False,
 ) -> Array | tuple[Array, Array]:
     """See `pallas_kernels.paged_decode_attention`."""
+    k_pages, v_pages = layouts.views(k_pages, v_pages, q.shape[-1])
     rows, heads, head_dim = q.shape
     _, kv_heads, page_size, _ = k_pages.shape
     lists = (rows, kv_heads, page_ids.shape[2])

@@ -12,7 +12,7 @@ from pallas_kernels.blockwise import Pages, attend
 def paged_decode_attention(
     q: Array,
     k_pages: Array,
-    v_pages: Array,
+    v_pages: Array | None,
     page_ids: Array,
     counts: Array,
     lengths: Array,

@@ -10,8 +10,8 @@ from pallas_kernels.dispatch import Implementation, dispatch
 
 def paged_prefill_attention(
     q: Float[Array, "T H D"],
-    k_pages: Float[Array, "N K P D"],
-    v_pages: Float[Array, "N K P D"],
+    k_pages: Float[Array, "N K P W"],
+    v_pages: Float[Array, "N K P W"] | None,
     page_ids: Int32[Array, "B Kl J"],
     counts: Int32[Array, "B Kl"],
     lengths: Int32[Array, " B"],
@@ -35,6 +35,9 @@ def paged_prefill_attention(
     Returns the output in the dtype of q and, with `return_lse`, the log-sum-exp in float32. Tokens that no
     row owns, and queries that see nothing, give zeros and -1e30. A token's result depends on its row alone
     and, up to float rounding, not on how the row was cut into chunks.
+
+    Pools may have any shape of `pallas_kernels.layouts`: W is D, or wider; `v_pages` None means that
+    `k_pages` holds K in [..., :D] and V in [..., D:2D].
 
     Raises ValueError or TypeError for shapes, dtypes or options that do not fit, NoImplementation if all
     decline.

@@ -23,7 +23,7 @@ type Results = tuple[Array, Array]
 def paged_prefill_attention(
     q: Array,
     k_pages: Array,
-    v_pages: Array,
+    v_pages: Array | None,
     page_ids: Array,
     counts: Array,
     lengths: Array,

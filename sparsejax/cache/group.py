@@ -33,9 +33,12 @@ class CacheGroup:
         return len(self.layers) * self.layout.pool_bytes
 
 
-def dense_group(config: DecoderConfig, page_size: int, dtype: np.dtype, num_pages: int) -> CacheGroup:
-    """The one group of a dense model: every layer, K and V in the model's dtype."""
-    layout = DenseLayout(num_pages, config.num_kv_heads, page_size, config.head_dim, np.dtype(dtype))
+def dense_group(
+    config: DecoderConfig, page_size: int, dtype: np.dtype, num_pages: int, platform: str = "cpu"
+) -> CacheGroup:
+    """The one group of a dense model: every layer, K and V in the model's dtype, laid out for `platform`."""
+    make = DenseLayout.for_tpu if platform == "tpu" else DenseLayout.plain
+    layout = make(num_pages, config.num_kv_heads, page_size, config.head_dim, dtype)
     return CacheGroup(tuple(range(config.num_layers)), layout)
 
 

@@ -1,8 +1,8 @@
-"""Physical shape of a layer's KV pages: the only place that knows it, its byte counts, its writes and reads."""
+"""Physical shape of a layer's KV pages: the only place that knows it, its bytes, its writes and reads."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -10,14 +10,24 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 import pallas_kernels
+from pallas_kernels import layouts
+
+type Pools = tuple[Float[Array, "N K P W"], Float[Array, "N K P W"] | None]
 
 
 @dataclass(frozen=True)
 class DenseLayout:
-    """K and V pools of one layer in the model's dtype, each ``[N, K, P, D]``.
+    """Keys and values of one layer in the model's dtype.
 
-    A (page, head) tile is one contiguous ``[P, D]`` box: one bulk copy on a GPU, one cache-friendly block on a
-    CPU, and a page is contiguous for moves between tiers.
+    Plain: two pools ``[N, K, P, D]``. A (page, head) tile is one contiguous ``[P, D]`` box: one bulk copy on
+    a GPU, one cache-friendly block on a CPU, and a page is contiguous for moves between tiers.
+
+    On a TPU the minor dimension is a multiple of 128 (`for_tpu`): narrow heads keep K and V side by side in
+    one pool, and the second one is None; others are padded.
+
+    Attributes:
+        lanes: minor dimension of the pools, at least ``head_dim``.
+        num_pools: 2, or 1 with K and V side by side.
     """
 
     num_pages: int
@@ -25,38 +35,58 @@ class DenseLayout:
     page_size: int
     head_dim: int
     dtype: np.dtype
+    lanes: int
+    num_pools: int = 2
+
+    @classmethod
+    def plain(
+        cls, num_pages: int, num_kv_heads: int, page_size: int, head_dim: int, dtype: np.dtype
+    ) -> DenseLayout:
+        """Pools for CPU and GPU."""
+        return cls(num_pages, num_kv_heads, page_size, head_dim, np.dtype(dtype), head_dim)
+
+    @classmethod
+    def for_tpu(
+        cls, num_pages: int, num_kv_heads: int, page_size: int, head_dim: int, dtype: np.dtype
+    ) -> DenseLayout:
+        """Pools that TPU kernels copy page by page without XLA laying them out anew."""
+        num_pools, lanes = layouts.tpu_pools(head_dim)
+        return cls(num_pages, num_kv_heads, page_size, head_dim, np.dtype(dtype), lanes, num_pools)
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
-        return (self.num_pages, self.num_kv_heads, self.page_size, self.head_dim)
+        """Of each pool."""
+        return (self.num_pages, self.num_kv_heads, self.page_size, self.lanes)
 
     @property
     def page_bytes(self) -> int:
-        """Bytes of one page of one layer, K and V."""
-        return 2 * self.num_kv_heads * self.page_size * self.head_dim * np.dtype(self.dtype).itemsize
+        """Bytes of one page of one layer, K and V, as stored."""
+        return self.num_pools * self.num_kv_heads * self.page_size * self.lanes * self.dtype.itemsize
 
     @property
     def pool_bytes(self) -> int:
         return self.num_pages * self.page_bytes
 
     def with_pages(self, num_pages: int) -> DenseLayout:
-        return DenseLayout(num_pages, self.num_kv_heads, self.page_size, self.head_dim, self.dtype)
+        return replace(self, num_pages=num_pages)
 
-    def zeros(self) -> tuple[Float[Array, "N K P D"], Float[Array, "N K P D"]]:
-        return jnp.zeros(self.shape, self.dtype), jnp.zeros(self.shape, self.dtype)
+    def zeros(self) -> Pools:
+        """Empty pools. Zeros: lanes that no token fills must be finite."""
+        second = jnp.zeros(self.shape, self.dtype) if self.num_pools == 2 else None
+        return jnp.zeros(self.shape, self.dtype), second
 
     def write(
         self,
-        pools: tuple[Array, Array],
+        pools: Pools,
         k: Float[Array, "T K D"],
         v: Float[Array, "T K D"],
-        page_ids: Int[Array, "T"],
-        offsets: Int[Array, "T"],
+        page_ids: Int[Array, " T"],
+        offsets: Int[Array, " T"],
         implementation: str | None = None,
-    ) -> tuple[Array, Array]:
+    ) -> Pools:
         """Stores the keys and values of T tokens, in place where the pools are donated."""
         return pallas_kernels.kv_write(*pools, k, v, page_ids, offsets, implementation=implementation)
 
-    def copy(self, pools: tuple[Array, Array], source: Int[Array, "C"], target: Int[Array, "C"]) -> tuple[Array, Array]:
+    def copy(self, pools: Pools, source: Int[Array, " C"], target: Int[Array, " C"]) -> Pools:
         """Copies whole pages ``source[i] -> target[i]``; pairs of page 0 do nothing that is ever read."""
         return jax.tree.map(lambda pool: pool.at[target].set(pool[source]), pools)

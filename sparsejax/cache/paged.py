@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int
 
 import pallas_kernels
 from sparsejax.cache.group import CacheGroup
+from sparsejax.cache.layout import Pools
 
 
 @jax.tree_util.register_dataclass
@@ -26,8 +27,8 @@ class Rows:
     """
 
     page_ids: Int[Array, "B S"]
-    lengths: Int[Array, "B"]
-    query_starts: Int[Array, "B1"] | None = None
+    lengths: Int[Array, " B"]
+    query_starts: Int[Array, " B1"] | None = None
 
     def page_list(self, page_size: int) -> tuple[Int[Array, "B 1 S"], Int[Array, "B 1"]]:
         """The list of all pages of each row, the same for every head: dense attention."""
@@ -45,10 +46,10 @@ class StepBatch:
         prefill: rows of the tokens after them, or None.
     """
 
-    tokens: Int[Array, "T"]
-    positions: Int[Array, "T"]
-    page_ids: Int[Array, "T"]
-    offsets: Int[Array, "T"]
+    tokens: Int[Array, " T"]
+    positions: Int[Array, " T"]
+    page_ids: Int[Array, " T"]
+    offsets: Int[Array, " T"]
     decode: Rows
     prefill: Rows | None = None
 
@@ -59,12 +60,12 @@ class PagedKV:
     """Pools of every layer, and the static facts that attention over them needs.
 
     Attributes:
-        pools: per layer, K and V ``[N, K, P, D]``.
+        pools: per layer, K and V as the group's layout stores them.
         windows: per layer, the sliding window in tokens, or None.
         implementation: which backend serves the operations; None picks the best.
     """
 
-    pools: tuple[tuple[Array, Array], ...]
+    pools: tuple[Pools, ...]
     group: CacheGroup = field(metadata={"static": True})
     windows: tuple[int | None, ...] = field(metadata={"static": True})
     soft_cap: float | None = field(default=None, metadata={"static": True})
@@ -84,11 +85,11 @@ class PagedKV:
         What a query sees depends on its position only: every token at or before it (inside the window).
         """
         layout = self.group.layout
-        pools = layout.write(self.pools[layer], rotate(k), v, batch.page_ids, batch.offsets, self.implementation)
-        q = rotate(q)
-        options = dict(
-            window=self.windows[layer], soft_cap=self.soft_cap, implementation=self.implementation
+        pools = layout.write(
+            self.pools[layer], rotate(k), v, batch.page_ids, batch.offsets, self.implementation
         )
+        q = rotate(q)
+        options = dict(window=self.windows[layer], soft_cap=self.soft_cap, implementation=self.implementation)
         decode_count = batch.decode.lengths.shape[0]
         page_list = batch.decode.page_list(layout.page_size)
         out = pallas_kernels.paged_decode_attention(
@@ -97,14 +98,21 @@ class PagedKV:
         if batch.prefill is not None:
             rows = batch.prefill
             chunk = pallas_kernels.paged_prefill_attention(
-                q[decode_count:], *pools, *rows.page_list(layout.page_size), rows.lengths, rows.query_starts, **options
+                q[decode_count:],
+                *pools,
+                *rows.page_list(layout.page_size),
+                rows.lengths,
+                rows.query_starts,
+                **options,
             )
             out = jnp.concatenate([out, chunk])
         return out, self._with_pools(layer, pools)
 
-    def copy_pages(self, source: Int[Array, "C"], target: Int[Array, "C"]) -> PagedKV:
+    def copy_pages(self, source: Int[Array, " C"], target: Int[Array, " C"]) -> PagedKV:
         """Copies whole pages in every layer, ``source[i] -> target[i]``; pairs of page 0 are padding."""
-        return replace(self, pools=tuple(self.group.layout.copy(pools, source, target) for pools in self.pools))
+        return replace(
+            self, pools=tuple(self.group.layout.copy(pools, source, target) for pools in self.pools)
+        )
 
-    def _with_pools(self, layer: int, pools: tuple[Array, Array]) -> PagedKV:
+    def _with_pools(self, layer: int, pools: Pools) -> PagedKV:
         return replace(self, pools=(*self.pools[:layer], pools, *self.pools[layer + 1 :]))

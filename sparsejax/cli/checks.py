@@ -167,6 +167,7 @@ def operations() -> Iterator[Check]:
     """
     import jax
     import jax.numpy as jnp
+
     from pallas_kernels.dispatch import explain
 
     def array(*shape: int, dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:

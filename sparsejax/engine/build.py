@@ -45,9 +45,10 @@ def build_core(config: EngineConfig, model: LoadedModel | None = None, tokenizer
     max_model_len = _max_model_len(config, model.config)
     table = StepTable.build(config.max_num_seqs, config.max_num_batched_tokens, config.num_decode_steps)
     width = -(-max_model_len // config.page_size)
-    one_page = dense_group(model.config, config.page_size, model.dtype, 1)
+    platform = jax.default_backend()
+    one_page = dense_group(model.config, config.page_size, model.dtype, 1, platform)
     num_pages = pages_for(_kv_budget(config, model), one_page, wanted=config.max_num_seqs * width)
-    group = dense_group(model.config, config.page_size, model.dtype, num_pages)
+    group = dense_group(model.config, config.page_size, model.dtype, num_pages, platform)
     implementation = None if config.backend == "auto" else config.backend
     runner = Runner(model, group, table, width, implementation)
     core = EngineCore(
@@ -115,4 +116,3 @@ def _kv_budget(config: EngineConfig, model: LoadedModel) -> int:
         return left
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return min(int(free * config.memory_utilization) // 2, CPU_POOL_LIMIT)
-

@@ -42,7 +42,12 @@ class Engine:
 
     @classmethod
     def from_loaded(
-        cls, model: LoadedModel, tokenizer: Any = None, *, config: EngineConfig | None = None, **overrides: Any
+        cls,
+        model: LoadedModel,
+        tokenizer: Any = None,
+        *,
+        config: EngineConfig | None = None,
+        **overrides: Any,
     ) -> Engine:
         """An engine over parameters that are in memory already, for example between training steps."""
         engine = cls.__new__(cls)
@@ -98,7 +103,9 @@ class Engine:
                 advance(output)
         return [done[request_id] for request_id in ids]
 
-    def stream(self, prompt: Any, sampling_params: Any = None, *, priority: int = 0) -> Iterator[RequestOutput]:
+    def stream(
+        self, prompt: Any, sampling_params: Any = None, *, priority: int = 0
+    ) -> Iterator[RequestOutput]:
         """Yields what is new in each step for one prompt; closing the iterator aborts the request."""
         requests = self._read(prompt, sampling_params)
         if len(requests) != 1:
@@ -160,7 +167,9 @@ class Engine:
     def chat_prompts(self, messages: list[Any], **options: Any) -> list[dict[str, Any]]:
         """Conversations as prompts, for `generate`, `stream` or `add_request`."""
         several = bool(messages) and isinstance(messages[0], (list, tuple))
-        return [render_chat(self.tokenizer, talk, **options) for talk in (messages if several else [messages])]
+        return [
+            render_chat(self.tokenizer, talk, **options) for talk in (messages if several else [messages])
+        ]
 
     def add_request(
         self, request_id: str, prompt: Any, sampling_params: Any = None, *, priority: int = 0
@@ -220,7 +229,9 @@ class Engine:
         else:
             params = [SamplingParams.coerce(sampling_params)] * len(items)
         vocab_size = core.runner.vocab_size
-        requests = [(read_prompt(item, core.tokenizer, vocab_size), p) for item, p in zip(items, params, strict=True)]
+        requests = [
+            (read_prompt(item, core.tokenizer, vocab_size), p) for item, p in zip(items, params, strict=True)
+        ]
         for prompt, p in requests:
             core.check(prompt, p)
         return requests

@@ -31,4 +31,3 @@ class Packing:
         """A zeroed host buffer and its views."""
         buffer = np.zeros(self.size, np.int32)
         return buffer, self.views(buffer)
-

@@ -58,7 +58,9 @@ def read_prompt(prompt: Any, tokenizer: Any, vocab_size: int) -> Prompt:
             )
         ids = tokenizer.encode(prompt)
         if not prompt or not ids:
-            raise RequestError("the prompt is empty: give at least one token.", parameter="prompt", value=prompt)
+            raise RequestError(
+                "the prompt is empty: give at least one token.", parameter="prompt", value=prompt
+            )
         return Prompt(prompt, _check_ids(ids, vocab_size))
     if isinstance(prompt, (list, tuple, np.ndarray)):
         return Prompt(None, _check_ids(prompt, vocab_size))

@@ -40,7 +40,12 @@ class Runner:
     """Holds weights, device state and programs. Steps run in the order they are dispatched."""
 
     def __init__(
-        self, model: LoadedModel, group: CacheGroup, table: StepTable, table_width: int, implementation: str | None
+        self,
+        model: LoadedModel,
+        group: CacheGroup,
+        table: StepTable,
+        table_width: int,
+        implementation: str | None,
     ):
         self.params = model.params
         self.table = table
@@ -55,7 +60,7 @@ class Runner:
             group,
             num_rows=table.max_rows,
             table_width=table_width,
-            sampling=jax.tree.map(jnp.asarray, SamplingRows(**stack_rows([neutral_row(self.vocab_size)] * num_rows))),
+            sampling=_neutral_rows(self.vocab_size, num_rows),
             implementation=implementation,
         )
         self._table_mirror = np.zeros((table.max_rows + 1, table_width), np.int32)
@@ -76,13 +81,15 @@ class Runner:
 
     def admit(self, row: int, values: dict[str, np.ndarray]) -> None:
         """Sets the sampling state of `row` for the sequence that takes it."""
-        self.state = self._admit_program()(self.state, np.int32(row), SamplingRows(**values))
+        self.state = self._admit_program()(self.state, np.int32(row), values)
 
     def set_bias(self, row: int, ids: np.ndarray, values: np.ndarray) -> None:
         """Replaces the logit biases of `row` (bans that depend on what was generated)."""
         self.state = self._bias_program()(self.state, np.int32(row), ids, values)
 
-    def dispatch(self, plan: StepPlan, greedy: bool, prompt_logprobs: bool) -> tuple[jax.Array, jax.Array | None]:
+    def dispatch(
+        self, plan: StepPlan, greedy: bool, prompt_logprobs: bool
+    ) -> tuple[jax.Array, jax.Array | None]:
         """Starts one step and returns its results as device arrays, still being computed."""
         self._copy_pages(plan.copies)
         if plan.chunks:
@@ -113,7 +120,11 @@ class Runner:
             self.state = self.state.with_tables(jnp.asarray(self._table_mirror))
             return
         for slot, ((row, index), page) in enumerate(plan.entries.items()):
-            fields["entry_rows"][slot], fields["entry_indices"][slot], fields["entry_pages"][slot] = row, index, page
+            fields["entry_rows"][slot], fields["entry_indices"][slot], fields["entry_pages"][slot] = (
+                row,
+                index,
+                page,
+            )
 
     def _fill_decode(self, plan: StepPlan, fields: dict[str, np.ndarray]) -> None:
         fields["rows"][:] = self.spare_row
@@ -164,7 +175,9 @@ class Runner:
 
     def _admit_program(self) -> jax.stages.Compiled:
         def build():
-            row = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), self.state.sampling)
+            row = {
+                name: jax.ShapeDtypeStruct(a.shape[1:], a.dtype) for name, a in vars(self.state.sampling).items()
+            }
             return DeviceState.admit, (abstract(self.state), jax.ShapeDtypeStruct((), jnp.int32), row)
 
         return self.programs.get("admit", build)
@@ -182,6 +195,16 @@ class Runner:
             ids, values = (
                 jax.ShapeDtypeStruct(a.shape[1:], a.dtype) for a in (sampling.bias_ids, sampling.bias_values)
             )
-            return DeviceState.set_bias, (abstract(self.state), jax.ShapeDtypeStruct((), jnp.int32), ids, values)
+            return DeviceState.set_bias, (
+                abstract(self.state),
+                jax.ShapeDtypeStruct((), jnp.int32),
+                ids,
+                values,
+            )
 
         return self.programs.get("bias", build)
+
+
+def _neutral_rows(vocab_size: int, num_rows: int) -> SamplingRows:
+    rows = stack_rows([neutral_row(vocab_size)] * num_rows)
+    return SamplingRows(**{name: jnp.asarray(values) for name, values in rows.items()})

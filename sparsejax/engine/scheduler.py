@@ -182,7 +182,9 @@ class Scheduler:
         """
         first = self._first_page(sequence)
         while True:
-            shared = [i for i in range(first, len(sequence.pages)) if self.allocator.is_shared(sequence.pages[i])]
+            shared = [
+                i for i in range(first, len(sequence.pages)) if self.allocator.is_shared(sequence.pages[i])
+            ]
             missing = _pages(num_tokens, self.limits.page_size) - len(sequence.pages)
             if len(shared) + max(missing, 0) <= self.allocator.num_free:
                 break

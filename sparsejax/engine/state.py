@@ -27,22 +27,24 @@ class DeviceState:
 
     kv: PagedKV
     tables: Int[Array, "B S"]
-    last_tokens: Int[Array, "B"]
+    last_tokens: Int[Array, " B"]
     sampling: SamplingRows
 
-    def with_entries(self, rows: Int[Array, "U"], indices: Int[Array, "U"], pages: Int[Array, "U"]) -> DeviceState:
+    def with_entries(
+        self, rows: Int[Array, " U"], indices: Int[Array, " U"], pages: Int[Array, " U"]
+    ) -> DeviceState:
         """Writes page-table entries; padding goes to the spare row."""
         return replace(self, tables=self.tables.at[rows, indices].set(pages))
 
-    def admit(self, row: Int[Array, ""], values: SamplingRows) -> DeviceState:
-        """Sets the sampling state of one row (`values` without the row axis)."""
-        sampling = jax.tree.map(lambda all_rows, value: all_rows.at[row].set(value), self.sampling, values)
-        return replace(self, sampling=sampling)
+    def admit(self, row: Int[Array, ""], values: dict[str, Array]) -> DeviceState:
+        """Sets the sampling state of one row; `values` are the fields of `SamplingRows` without the row axis."""
+        rows = {name: getattr(self.sampling, name).at[row].set(value) for name, value in values.items()}
+        return replace(self, sampling=replace(self.sampling, **rows))
 
     def with_tables(self, tables: Int[Array, "B S"]) -> DeviceState:
         return replace(self, tables=tables)
 
-    def set_bias(self, row: Int[Array, ""], ids: Int[Array, "A"], values: Float[Array, "A"]) -> DeviceState:
+    def set_bias(self, row: Int[Array, ""], ids: Int[Array, " A"], values: Float[Array, " A"]) -> DeviceState:
         """Replaces the logit biases of one row."""
         sampling = self.sampling
         return replace(
@@ -54,7 +56,7 @@ class DeviceState:
             ),
         )
 
-    def copy_pages(self, source: Int[Array, "C"], target: Int[Array, "C"]) -> DeviceState:
+    def copy_pages(self, source: Int[Array, " C"], target: Int[Array, " C"]) -> DeviceState:
         return replace(self, kv=self.kv.copy_pages(source, target))
 
 

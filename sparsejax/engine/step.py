@@ -62,14 +62,23 @@ class StepShape:
         """Fields of the upload of program `key`. Unused rows name the spare row."""
         rows, entries = (key.rows,), (self.max_entries,)
         fields = [
-            ("entry_rows", entries), ("entry_indices", entries), ("entry_pages", entries),
-            ("rows", rows), ("tokens", rows), ("positions", rows), ("steps", rows),
+            ("entry_rows", entries),
+            ("entry_indices", entries),
+            ("entry_pages", entries),
+            ("rows", rows),
+            ("tokens", rows),
+            ("positions", rows),
+            ("steps", rows),
         ]
         if key.chunk:
             chunk = (key.chunk,)
             fields += [
-                ("chunk_tokens", chunk), ("chunk_rows", rows), ("chunk_starts", rows),
-                ("query_starts", (key.rows + 1,)), ("sample_rows", rows), ("sample_index", rows),
+                ("chunk_tokens", chunk),
+                ("chunk_rows", rows),
+                ("chunk_starts", rows),
+                ("query_starts", (key.rows + 1,)),
+                ("sample_rows", rows),
+                ("sample_index", rows),
             ]
             if key.prompt_logprobs:
                 fields.append(("next_tokens", chunk))
@@ -78,7 +87,7 @@ class StepShape:
     def program(self, key: StepKey):
         """The function ``(state, params, packed) -> (state, outputs)`` of program `key`."""
 
-        def step(state: DeviceState, params: Any, packed: Int[Array, "Z"]):
+        def step(state: DeviceState, params: Any, packed: Int[Array, " Z"]):
             fields = self.packing(key).views(packed)
             state = state.with_entries(fields["entry_rows"], fields["entry_indices"], fields["entry_pages"])
             return (self._mixed if key.chunk else self._decode)(key, state, params, fields)
@@ -129,14 +138,19 @@ class StepShape:
         )
         hidden, kv = self.decoder.apply({"params": params}, batch, state.kv)
         state, sampled = self._sample(
-            key, replace(state, kv=kv), params, hidden[fields["sample_index"]], fields["sample_rows"], fields["steps"]
+            key,
+            replace(state, kv=kv),
+            params,
+            hidden[fields["sample_index"]],
+            fields["sample_rows"],
+            fields["steps"],
         )
         prompt = None
         if key.prompt_logprobs:
             prompt = self._prompt_logprobs(params, hidden[key.rows :], fields["next_tokens"])
         return state, (_outputs(key, sampled)[None], prompt)
 
-    def _inputs(self, state: DeviceState, fields: dict[str, Array]) -> Int[Array, "B"]:
+    def _inputs(self, state: DeviceState, fields: dict[str, Array]) -> Int[Array, " B"]:
         """The host's token where it knows it, the row's newest one on the device where it does not."""
         return jnp.where(fields["tokens"] >= 0, fields["tokens"], state.last_tokens[fields["rows"]])
 
@@ -146,7 +160,7 @@ class StepShape:
         lengths = jnp.where(live, positions + 1, 0)
         return StepBatch(tokens, positions, pages, offsets, Rows(tables, lengths))
 
-    def _slots(self, tables: Int[Array, "T S"], positions: Int[Array, "T"], live) -> tuple[Array, Array]:
+    def _slots(self, tables: Int[Array, "T S"], positions: Int[Array, " T"], live) -> tuple[Array, Array]:
         """Page and offset of each token; padding goes to the dump page."""
         pages = jnp.take_along_axis(tables, (positions // self.page_size)[:, None], axis=1)[:, 0]
         return jnp.where(live, pages, 0), positions % self.page_size
@@ -167,7 +181,9 @@ class StepShape:
     def _logits(self, params: Any, hidden: Float[Array, "B E"]) -> Float[Array, "B V"]:
         return self.decoder.apply({"params": params}, hidden, method="logits")
 
-    def _prompt_logprobs(self, params: Any, hidden: Float[Array, "T E"], targets: Int[Array, "T"]) -> Int[Array, "T W"]:
+    def _prompt_logprobs(
+        self, params: Any, hidden: Float[Array, "T E"], targets: Int[Array, " T"]
+    ) -> Int[Array, "T W"]:
         """Log-probabilities of `targets` and of the best tokens, a block of logits at a time."""
         size = min(READOUT_BLOCK, hidden.shape[0])
         pad = -hidden.shape[0] % size
@@ -188,13 +204,15 @@ def _outputs(key: StepKey, sampled: Sampled) -> Int[Array, "B W"]:
 
 
 def _pack_full(sampled: Sampled) -> Int[Array, "B W"]:
-    return _join(sampled.token, _bits(sampled.logprob), sampled.rank, sampled.top_ids, _bits(sampled.top_logprobs))
+    return _join(
+        sampled.token, _bits(sampled.logprob), sampled.rank, sampled.top_ids, _bits(sampled.top_logprobs)
+    )
 
 
-def _join(*columns: Int[Array, "..."]) -> Int[Array, "B W"]:
+def _join(*columns: Int[Array, " ..."]) -> Int[Array, "B W"]:
     """Stacks results side by side: one array comes back to the host."""
     return jnp.concatenate([c if c.ndim > 1 else c[:, None] for c in columns], axis=-1)
 
 
-def _bits(values: Float[Array, "..."]) -> Int[Array, "..."]:
+def _bits(values: Float[Array, " ..."]) -> Int[Array, " ..."]:
     return lax.bitcast_convert_type(values.astype(jnp.float32), jnp.int32)

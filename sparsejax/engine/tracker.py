@@ -180,4 +180,3 @@ def needs_full_sampler(params: SamplingParams, has_stop_ids: bool) -> bool:
         or (params.min_tokens and has_stop_ids)
         or (params.logprobs or 0) > 0
     )
-

@@ -34,11 +34,15 @@ def tiny_model(window: int | None = None) -> LoadedModel:
         eos_token_ids=(EOS,),
         windows=(window, None),
     )
-    return LoadedModel(config, init_params(config, jax.random.key(1), jnp.float32, std=0.3), None, jnp.dtype("float32"))
+    return LoadedModel(
+        config, init_params(config, jax.random.key(1), jnp.float32, std=0.3), None, jnp.dtype("float32")
+    )
 
 
 def tiny_engine(model: LoadedModel | None = None, tokenizer: Any = None, **overrides: Any) -> Engine:
-    defaults = dict(max_num_seqs=8, max_num_batched_tokens=64, page_size=16, warmup="none", num_decode_steps=1)
+    defaults = dict(
+        max_num_seqs=8, max_num_batched_tokens=64, page_size=16, warmup="none", num_decode_steps=1
+    )
     return Engine.from_loaded(model or tiny_model(), tokenizer, **{**defaults, **overrides})
 
 

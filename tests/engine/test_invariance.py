@@ -31,7 +31,8 @@ def engine():
 def wanted(engine):
     """Each request alone."""
     return {
-        params: [tokens(engine.generate(prompt, params))[0] for prompt in PROMPTS] for params in (GREEDY, SEEDED)
+        params: [tokens(engine.generate(prompt, params))[0] for prompt in PROMPTS]
+        for params in (GREEDY, SEEDED)
     }
 
 
@@ -172,4 +173,7 @@ def test_logprobs_and_prompt_logprobs_do_not_depend_on_the_batch(engine):
         # Continuing the prompt by its own greedy token: the prompt's readout agrees with the sampler's.
         (first, *_) = output.outputs[0].token_ids
         (longer,) = engine.generate(prompt + [first], params)
-        assert abs(longer.prompt_logprobs[-1][first].logprob - output.outputs[0].logprobs[0][first].logprob) < 1e-4
+        assert (
+            abs(longer.prompt_logprobs[-1][first].logprob - output.outputs[0].logprobs[0][first].logprob)
+            < 1e-4
+        )

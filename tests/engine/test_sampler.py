@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sampling_oracle import edited, log_softmax, margin, probabilities
 
 from sparsejax.engine.params import SamplingParams
 from sparsejax.engine.rows import mix_seed, neutral_row, pack_row, stack_rows
@@ -21,6 +20,7 @@ from sparsejax.engine.sampler import (
     sample_greedy,
     score,
 )
+from tests.engine.sampling_oracle import edited, log_softmax, margin, probabilities
 
 V, B = 203, 8
 EOS = (7, 9)

@@ -46,7 +46,9 @@ class Traffic:
                 assert choice.token_ids == tokens[: len(choice.token_ids)]
                 if choice.finish_reason:
                     assert choice.token_ids == tokens
-                    assert choice.finish_reason == ("stop" if tokens[-1] == 0 and not params.ignore_eos else "length")
+                    assert choice.finish_reason == (
+                        "stop" if tokens[-1] == 0 and not params.ignore_eos else "length"
+                    )
             self.num_finished += output.finished
 
     def abort(self, index: int) -> None:
@@ -73,7 +75,13 @@ class TrafficMachine(RuleBasedStateMachine):
         super().__init__()
         self.traffic = Traffic(num_pages=24, steps=3)
 
-    @rule(prompt=prompts, max_tokens=st.integers(1, 30), n=st.integers(1, 3), priority=st.integers(0, 2), stop=st.booleans())
+    @rule(
+        prompt=prompts,
+        max_tokens=st.integers(1, 30),
+        n=st.integers(1, 3),
+        priority=st.integers(0, 2),
+        stop=st.booleans(),
+    )
     def add(self, prompt, max_tokens, n, priority, stop):
         self.traffic.add(prompt, max_tokens, n, priority, stop)
 
@@ -107,7 +115,9 @@ def test_ten_thousand_random_operations_conserve_pages(num_pages, budget, steps)
         action = rng.random()
         if action < 0.12 and len(traffic.core.request_ids()) < 12:
             prompt = [rng.randrange(VOCAB) for _ in range(rng.randint(1, 60))]
-            traffic.add(prompt, rng.randint(1, 30), rng.choice([1, 1, 1, 2, 4]), rng.randint(0, 1), rng.random() < 0.3)
+            traffic.add(
+                prompt, rng.randint(1, 30), rng.choice([1, 1, 1, 2, 4]), rng.randint(0, 1), rng.random() < 0.3
+            )
         elif action < 0.14:
             traffic.abort(rng.randrange(100))
         else:

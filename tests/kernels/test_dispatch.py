@@ -7,6 +7,7 @@ import types
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 
@@ -19,6 +20,14 @@ from .cases import Case, Spec, build
 @pytest.fixture
 def case() -> Case:
     return build(Spec("dispatch", (20, 3)))
+
+
+@pytest.fixture
+def own_checks_only():
+    """Without the checks of annotations, which tests add and users do not have."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture
@@ -96,7 +105,7 @@ def test_explain_names_the_choice_and_the_declines(backends, case):
             ValueError,
             "multiple of the KV heads; got H = 3 and K = 2",
         ),
-        ({"q": np.zeros((2, 4, 32), np.float32)}, ValueError, r"q must have shape .*64\]; got \[2, 4, 32\]"),
+        ({"q": np.zeros((2, 4, 32), np.float32)}, ValueError, "head dim 32 must store 32 values.*got 64"),
         ({"q": np.zeros((3, 4, 64), np.float32)}, ValueError, "one query per row"),
         ({"q": np.zeros((2, 4, 64), np.int32)}, TypeError, "q must have a floating dtype; got int32"),
         ({"v_pages": np.zeros((2, 2, 16, 64), np.float32)}, ValueError, "v_pages must have shape"),
@@ -111,7 +120,7 @@ def test_explain_names_the_choice_and_the_declines(backends, case):
         ({"sinks": np.zeros(2, np.float32)}, ValueError, r"sinks must have shape \[H\] = \[4\]"),
     ),
 )
-def test_arguments_that_do_not_fit_are_refused(case, changes, error, message):
+def test_arguments_that_do_not_fit_are_refused(own_checks_only, case, changes, error, message):
     names = ("q", "k_pages", "v_pages", "page_ids", "counts", "lengths")
     arrays = {name: getattr(case, name) for name in names}
     if not hasattr(changes.get("v_pages", 0), "shape") and "v_pages" in changes:
@@ -120,7 +129,7 @@ def test_arguments_that_do_not_fit_are_refused(case, changes, error, message):
         paged_decode_attention(**(arrays | changes))
 
 
-def test_new_tokens_that_do_not_fit_the_pools_are_refused(case):
+def test_new_tokens_that_do_not_fit_the_pools_are_refused(own_checks_only, case):
     at = np.zeros(3, np.int32)
     new = np.zeros((3, 2, 64), np.float32)
     with pytest.raises(ValueError, match="k_new must have shape"):

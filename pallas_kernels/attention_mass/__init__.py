@@ -1,0 +1,1 @@
+"""How much attention each listed page, or each of its tokens, receives."""

@@ -1,0 +1,1 @@
+"""What the Mosaic TPU backends of several ops share."""

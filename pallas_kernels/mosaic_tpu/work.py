@@ -1,0 +1,131 @@
+"""What the Mosaic TPU attention ops share around the kernel: layout checks, query blocks, page ranges,
+sinks."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from pallas_kernels.dispatch import Declined
+from pallas_kernels.mosaic_tpu.attention import LANES, NEG, Spec, Work, attend_lists, block_pages, chunked_ids
+from pallas_kernels.mosaic_tpu.interpret import Interpret, mode
+
+PAGES = (16, 32, 64, 128)
+
+
+def require(condition: bool, reason: str) -> None:
+    if not condition:
+        raise Declined(reason)
+
+
+def check_pool(k_pages: jax.Array, v_pages: jax.Array | None, head_dim: int) -> None:
+    """Declines pools whose physical layout the kernels cannot copy page by page."""
+    lanes, page, dtype = k_pages.shape[-1], k_pages.shape[-2], k_pages.dtype
+    stored = 2 * head_dim if v_pages is None else head_dim
+    require(
+        lanes % LANES == 0,
+        f"the minor dimension of a TPU pool must be a multiple of {LANES}; got {lanes}. Store head dims up to"
+        " 64 as K and V side by side in one pool, others padded with zeros",
+    )
+    require(stored <= lanes, f"head dim {head_dim} does not fit the pool's minor dimension {lanes}")
+    require(page in PAGES, f"page size must be one of {PAGES}; got {page}")
+    require(dtype in (jnp.bfloat16, jnp.float32), f"pool dtype must be bfloat16 or float32; got {dtype.name}")
+
+
+def page_range(logical_ids, counts, first, last, page: int, window: int | None):
+    """Entries [start, stop) of lists [I, Kl, J] that queries at positions first..last [I] may see; both [I,
+    Kl]."""
+    needed = last[:, None] // page + 1  # logical pages 0 .. needed - 1
+    oldest = jnp.zeros_like(needed) if window is None else jnp.maximum(first[:, None] - window + 1, 0) // page
+    if logical_ids is None:
+        return jnp.minimum(oldest, counts), jnp.minimum(needed, counts)
+    listed = jnp.arange(logical_ids.shape[-1]) < counts[..., None]
+    before = lambda bound: jnp.sum(listed & (logical_ids < bound[..., None]), axis=-1, dtype=jnp.int32)  # noqa: E731
+    return before(oldest), before(needed)
+
+
+def attend(
+    q: jax.Array,
+    pools: tuple[jax.Array, ...],
+    page_ids: jax.Array,
+    counts: jax.Array,
+    logical_ids: jax.Array | None,
+    row: jax.Array,
+    first: jax.Array,
+    last: jax.Array,
+    *,
+    scale: float,
+    window: int | None,
+    soft_cap: float | None,
+    lse: bool,
+    out_dtype: jnp.dtype,
+    interpret: Interpret | None,
+) -> tuple[jax.Array, jax.Array | None]:
+    """Blocks of query tokens against the pages of their sequences.
+
+    q [I, M, H, D] are tokens of sequence row[i] at positions first[i]..last[i] (none if last < first).
+    Returns out [I, M, H, D] of out_dtype and lse [I, M, H] float32.
+    """
+    items, tokens, H, D = q.shape
+    _, K, page, lanes = pools[0].shape
+    G, rows = H // K, tokens * (H // K)
+    padded = -(-rows // 8) * 8
+    dtype = jnp.promote_types(q.dtype, pools[0].dtype)
+    blocks = q.reshape(items, tokens, K, G, D).swapaxes(1, 2).reshape(items, K, rows, D)
+    blocks = jnp.pad(blocks.astype(dtype), ((0, 0), (0, 0), (0, padded - rows), (0, lanes - D)))
+    per_head, J = page_ids.shape[1] > 1, page_ids.shape[2]
+    heads = 1 if per_head else K
+    spec = Spec(
+        page=page,
+        pages=block_pages(heads, page, lanes, pools[0].dtype.itemsize, J, 1024 if tokens == 1 else 512),
+        heads=heads,
+        per_head=per_head,
+        logical=logical_ids is not None,
+        group=G,
+        tokens=tokens,
+        scale=scale,
+        window=window,
+        soft_cap=soft_cap,
+        joint=len(pools) == 1,
+        lse=lse,
+        dtype=jnp.dtype(dtype),
+    )
+    start, stop = page_range(
+        None if logical_ids is None else logical_ids[row], counts[row], first, last, page, window
+    )
+    stop = jnp.where((last >= first)[:, None], stop, 0)
+    lists = page_ids.shape[1]
+    per_program = lambda x: jnp.broadcast_to(x, (items, lists)).astype(jnp.int32).reshape(-1)  # noqa: E731
+    work = Work(
+        row=per_program(row[:, None] * lists + jnp.arange(lists)),
+        start=per_program(start),
+        stop=per_program(stop),
+        first=per_program(first[:, None]),
+        last=per_program(last[:, None]),
+    )
+    out, sums = attend_lists(
+        blocks,
+        pools,
+        chunked_ids(page_ids, logical_ids),
+        work,
+        spec,
+        out_dtype=out_dtype,
+        interpret=mode(interpret),
+    )
+    at = D if spec.joint else 0
+    out = (
+        out[:, :, :rows, at : at + D]
+        .reshape(items, K, tokens, G, D)
+        .swapaxes(1, 2)
+        .reshape(items, tokens, H, D)
+    )
+    if sums is not None:
+        sums = sums[:, :, :rows].reshape(items, K, tokens, G).swapaxes(1, 2).reshape(items, tokens, H)
+    return out, sums
+
+
+def with_sinks(out, lse, sinks):
+    """Adds one logit per head to the denominators of out [.., H, D] with log-sum-exp lse [.., H]."""
+    seen = lse > NEG / 2
+    share = jnp.where(seen, jax.nn.sigmoid(lse - sinks), 0)
+    return out * share[..., None], jnp.where(seen, jnp.logaddexp(lse, sinks), NEG)

@@ -1,0 +1,1 @@
+"""Coded pages back in a floating dtype."""

@@ -1,0 +1,26 @@
+"""`open_pages` in XLA: blocks of listed pages, scattered in place."""
+
+from __future__ import annotations
+
+from jaxtyping import Array
+
+from pallas_kernels import moves
+from pallas_kernels.open_pages.transform import decoder
+
+
+def open_pages(
+    k_pages: Array,
+    v_pages: Array | None,
+    k_codes: Array,
+    v_codes: Array | None,
+    scales: Array,
+    page_ids: Array,
+    targets: Array,
+    *,
+    head_dim: int,
+    count: Array | None = None,
+) -> moves.Pools:
+    """See `pallas_kernels.open_pages`."""
+    into = (k_pages, v_pages)
+    transform = decoder(*into, head_dim)
+    return moves.in_blocks(transform, into, (k_codes, v_codes, scales), page_ids, targets, count)

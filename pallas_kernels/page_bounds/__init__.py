@@ -1,0 +1,1 @@
+"""Bounds of the keys of whole pages: per channel the smallest and the largest."""

@@ -1,0 +1,23 @@
+"""Smallest and largest keys of pages, cast so that they stay bounds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array
+
+
+def minmax(k_pages: Array, width: int, dtype: Any) -> Array:
+    """Minima beside maxima [.., width] over the tokens of pages [.., P, M], in `dtype`."""
+    keys = k_pages[..., : width // 2].astype(jnp.float32)
+    return jnp.concatenate([_rounded(keys.min(-2), dtype, -1), _rounded(keys.max(-2), dtype, 1)], axis=-1)
+
+
+def _rounded(bound: Array, dtype: Any, sign: int) -> Array:
+    """`bound` in `dtype`, moved one step outwards where rounding moved it inwards."""
+    cast = bound.astype(dtype)
+    if jnp.finfo(dtype).bits >= 32:
+        return cast
+    inside = sign * (cast.astype(jnp.float32) - bound) < 0
+    return jnp.where(inside, jnp.nextafter(cast, jnp.asarray(sign * jnp.inf, dtype)), cast)

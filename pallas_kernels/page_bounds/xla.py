@@ -1,0 +1,19 @@
+"""`page_bounds` in XLA: blocks of listed pages, scattered in place."""
+
+from __future__ import annotations
+
+from jaxtyping import Array
+
+from pallas_kernels import moves
+from pallas_kernels.page_bounds.minmax import minmax
+
+
+def page_bounds(
+    bounds: Array, k_pages: Array, page_ids: Array, targets: Array, *, count: Array | None = None
+) -> Array:
+    """See `pallas_kernels.page_bounds`."""
+
+    def transform(pages: Array) -> tuple[Array]:
+        return (minmax(pages, bounds.shape[2], bounds.dtype),)
+
+    return moves.in_blocks(transform, (bounds,), (k_pages,), page_ids, targets, count)[0]

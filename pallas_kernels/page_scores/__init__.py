@@ -1,0 +1,1 @@
+"""Upper bounds of the scores that queries can have with the keys of a page."""

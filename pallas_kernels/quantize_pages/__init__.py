@@ -1,0 +1,1 @@
+"""Coding of whole pages: int8, fp8 or int4."""

@@ -1,0 +1,1 @@
+"""The best pages of each row under its own budget."""

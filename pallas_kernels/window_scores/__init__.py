@@ -1,0 +1,1 @@
+"""How much attention each token receives from the last queries of its row."""

@@ -1,0 +1,43 @@
+"""The references and the XLA backends of the ops that score, select, weigh and code pages."""
+
+from __future__ import annotations
+
+from .attention_mass_conformance import AttentionMassConformance
+from .page_bounds_conformance import PageBoundsConformance
+from .page_codec_conformance import OpenPagesConformance, QuantizePagesConformance
+from .page_scores_conformance import PageScoresConformance
+from .quantized_decode_attention_conformance import QuantizedDecodeAttentionConformance
+from .select_pages_conformance import SelectPagesConformance
+from .window_scores_conformance import WindowScoresConformance
+
+
+class TestReferencePageBounds(PageBoundsConformance):
+    backend = "reference"
+
+
+class TestReferencePageScores(PageScoresConformance):
+    backend = "reference"
+
+
+class TestReferenceSelectPages(SelectPagesConformance):
+    backend = "reference"
+
+
+class TestReferenceAttentionMass(AttentionMassConformance):
+    backend = "reference"
+
+
+class TestReferenceWindowScores(WindowScoresConformance):
+    backend = "reference"
+
+
+class TestReferenceQuantizedDecodeAttention(QuantizedDecodeAttentionConformance):
+    backend = "reference"
+
+
+class TestReferenceQuantizePages(QuantizePagesConformance):
+    backend = "reference"
+
+
+class TestReferenceOpenPages(OpenPagesConformance):
+    backend = "reference"
