@@ -3,19 +3,14 @@ may see."""
 
 from __future__ import annotations
 
-import functools
-
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from pallas_kernels.blockwise import HIDDEN, Pages, attend
-
-# Tokens of a query tile. A last tile of up to SMALL_TAIL tokens, such as a decode row in a mixed step, is cut
-# into single queries: 16 rows of one token at 1024 take 2.5 ms per layer on CPU so, and 5.0 ms in tiles of 8
-# (H 12, K 4, D 64). Tiles of 128 are 8% faster on a chunk of 512 tokens, but twice as slow on 8 rows of 64.
-LARGE, SMALL = 64, 1
-SMALL_TAIL = 4
+from pallas_kernels import ragged
+from pallas_kernels.blockwise import Queries, attend
+from pallas_kernels.groups import HIDDEN
+from pallas_kernels.pages import Pages
 
 type Results = tuple[Array, Array]
 
@@ -37,44 +32,30 @@ def paged_prefill_attention(
     return_lse: bool = False,
 ) -> Array | tuple[Array, Array]:
     """See `pallas_kernels.paged_prefill_attention`."""
-    tokens, heads, head_dim = q.shape
-    kv_heads = k_pages.shape[1]
-    groups = heads // kv_heads
+    tokens, kv_heads = q.shape[0], k_pages.shape[1]
+    groups = q.shape[1] // kv_heads
     pages = Pages.of(
         k_pages, v_pages, page_ids, counts, logical_ids, scale=scale, window=window, soft_cap=soft_cap
     )
     sinks = None if sinks is None else sinks.astype(jnp.float32).reshape(kv_heads, 1, groups)
-    padded = jnp.pad(q, ((0, LARGE), (0, 0), (0, 0)))
-
-    def tile(size: int, row: Array, first: Array, index: Array, results: Results) -> Results:
-        start = first + index * size
-        stop = query_starts[row + 1]
-        token = start + jnp.arange(size)
-        position = jnp.where(token < stop, lengths[row] - (stop - token), -1)
-        query = lax.dynamic_slice(padded, (start, 0, 0), (size, heads, head_dim))
-        query = query.reshape(size, kv_heads, groups, head_dim).swapaxes(0, 1).reshape(kv_heads, -1, head_dim)
-        sink = (
-            None if sinks is None else jnp.broadcast_to(sinks, (kv_heads, size, groups)).reshape(kv_heads, -1)
-        )
-        out, lse = attend(query, jnp.repeat(position, groups), row, pages, sink)
-        out = out.reshape(kv_heads, size, groups, head_dim).swapaxes(0, 1).reshape(size, heads, head_dim)
-        lse = lse.reshape(kv_heads, size, groups).swapaxes(0, 1).reshape(size, heads)
-        # A tile that reaches past its row spills hidden results, which the rows that follow write over.
-        return (
-            lax.dynamic_update_slice(results[0], out.astype(q.dtype), (start, 0, 0)),
-            lax.dynamic_update_slice(results[1], lse, (start, 0)),
-        )
+    padded = ragged.padded(q)
 
     def one_row(row: Array, results: Results) -> Results:
-        first = query_starts[row]
-        count = query_starts[row + 1] - first
-        full = count // LARGE + (count % LARGE > SMALL_TAIL)
-        rest = jnp.maximum(count - full * LARGE, 0)
-        results = lax.fori_loop(0, full, functools.partial(tile, LARGE, row, first), results)
-        first += full * LARGE
-        return lax.fori_loop(
-            0, (rest + SMALL - 1) // SMALL, functools.partial(tile, SMALL, row, first), results
-        )
+        def tile(size: int, start: Array, positions: Array, results: Results) -> Results:
+            query = ragged.by_kv_head(padded, start, size, kv_heads)
+            sink = None
+            if sinks is not None:
+                sink = jnp.broadcast_to(sinks, (kv_heads, size, groups)).reshape(kv_heads, -1)
+            out, lse = attend(Queries(query, jnp.repeat(positions, groups), row), pages, sink)
+            # A tile that reaches past its row spills hidden results, which the rows that follow write over.
+            return (
+                lax.dynamic_update_slice(
+                    results[0], ragged.by_token(out, size).astype(q.dtype), (start, 0, 0)
+                ),
+                lax.dynamic_update_slice(results[1], ragged.by_token(lse, size), (start, 0)),
+            )
+
+        return ragged.over_tiles(query_starts, lengths, row, tile, results)
 
     nothing = jnp.zeros_like(padded), jnp.full(padded.shape[:2], HIDDEN)
     out, lse = (r[:tokens] for r in lax.fori_loop(0, lengths.shape[0], one_row, nothing))

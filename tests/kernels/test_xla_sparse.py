@@ -41,3 +41,35 @@ class TestReferenceQuantizePages(QuantizePagesConformance):
 
 class TestReferenceOpenPages(OpenPagesConformance):
     backend = "reference"
+
+
+class TestXlaPageBounds(PageBoundsConformance):
+    backend = "xla"
+
+
+class TestXlaPageScores(PageScoresConformance):
+    backend = "xla"
+
+
+class TestXlaSelectPages(SelectPagesConformance):
+    backend = "xla"
+
+
+class TestXlaAttentionMass(AttentionMassConformance):
+    backend = "xla"
+
+
+class TestXlaWindowScores(WindowScoresConformance):
+    backend = "xla"
+
+
+class TestXlaQuantizedDecodeAttention(QuantizedDecodeAttentionConformance):
+    backend = "xla"
+
+
+class TestXlaQuantizePages(QuantizePagesConformance):
+    backend = "xla"
+
+
+class TestXlaOpenPages(OpenPagesConformance):
+    backend = "xla"
