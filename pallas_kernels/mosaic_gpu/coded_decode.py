@@ -257,12 +257,14 @@ def decode(
                     value_zeros.append(scale_of(slot, part.page, keys_end + page + part.token, n, by_token))
             higher = top
             for s in scores:
-                higher = jnp.maximum(higher, s.max(axis=1))
+                higher = jnp.maximum(higher, plgpu.layout_cast(s.max(axis=1), row_layout))
             decay = jnp.exp2(top - higher)
-            total, zeros = total * spread(decay, total), zeros * spread(decay, zeros)
+            rescale = tiles.placed(decay, (rows, n), 0, mma.acc)
+            shift = tiles.placed(higher, (rows, n), 0, mma.acc)
+            total, zeros = total * rescale, zeros * rescale
             for index, s in enumerate(scores):
                 # The scales of tokens that are not there may be NaN: select after multiplying.
-                weights = jnp.exp2(s - spread(higher, s))
+                weights = jnp.exp2(s - shift)
                 by = tiles.placed(value_scales[index], s.shape, 1, mma.acc)
                 p_tiles.at[index][...] = jnp.where(seen[index], weights * by, 0.0).astype(dtype)
                 total += jnp.where(seen[index], weights, 0.0)
@@ -274,7 +276,7 @@ def decode(
             def _next_keys():
                 fetch_keys(step + stages, slot)
 
-            acc = acc * spread(decay, acc)
+            acc = acc * tiles.placed(decay, acc.shape, 0, mma.acc)
             tiles.wait(v_ready.at[slot])
             for index, part in enumerate(parts):
                 # Bytes load only along their rows; products want values along columns.
