@@ -17,6 +17,7 @@ from pallas_kernels.aot.report import Report
 HEAD_DIMS = (64, 80, 96, 128, 192, 256)
 PAGES = (16, 32, 64, 128)
 DTYPES = {"bf16": jnp.bfloat16, "f32": jnp.float32}
+CODECS = ("int8", "fp8", "int4")
 
 ROWS, HEADS, KV_HEADS = 32, 32, 8
 LISTED = 4096  # list entries per row: a row's lists do not fit a TPU's scalar memory
@@ -38,10 +39,11 @@ class Target(Protocol):
     def lower(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> str:
         """The program lowered with plain jaxlib, as text."""
 
-    def compile(
-        self, function: Callable[..., Any], arguments: tuple[Any, ...], target: str, donate=()
-    ) -> Report:
+    def compile(self, function: Callable[..., Any], arguments: tuple[Any, ...], target: str, donate=()) -> Report:
         """The program compiled for one of TARGETS."""
+
+    def coded_pools(self, pages: int, kv_heads: int, page: int, head_dim: int, codec: str) -> tuple[Any, Any, Any]:
+        """Codes of K and V and their scales, of one layer, as this platform stores them."""
 
     def pools(self, pages: int, kv_heads: int, page: int, head_dim: int, dtype: Any) -> tuple[Any, Any]:
         """K and V pools of one layer as this platform stores them."""
@@ -49,7 +51,7 @@ class Target(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One call: an op, the dtype of the pages, head dim, page size and options that are static."""
+    """One call: an op, the dtype or codec of the pages, head dim, page size and options that are static."""
 
     op: str
     dtype: str
@@ -72,12 +74,14 @@ def _shape(*shape: int, dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
 
 
 def _attention(case: Case, target: Target, tokens: int, *more: Any):
-    dtype = DTYPES[case.dtype]
+    dtype = DTYPES.get(case.dtype, jnp.bfloat16)
+    pools = target.coded_pools if case.dtype in CODECS else target.pools
+    stored = case.dtype if case.dtype in CODECS else dtype
     lists = KV_HEADS if case.per_head else 1
     listed = LISTED // 8 if case.per_head else LISTED
     arguments = [
         _shape(tokens, HEADS, case.head_dim, dtype=dtype),
-        *target.pools(POOL_PAGES, KV_HEADS, case.page, case.head_dim, dtype),
+        *pools(POOL_PAGES, KV_HEADS, case.page, case.head_dim, stored),
         _shape(ROWS, lists, listed),
         _shape(ROWS, lists),
         _shape(ROWS),
@@ -109,21 +113,28 @@ def _prefill(case: Case, target: Target):
 BUILDERS: dict[str, Callable[[Case, Target], tuple[Callable[..., Any], tuple[Any, ...]]]] = {
     "paged_decode_attention": _decode,
     "paged_prefill_attention": _prefill,
+    "quantized_decode_attention": _decode,
 }
+STORED = {op: CODECS if op == "quantized_decode_attention" else tuple(DTYPES) for op in BUILDERS}
+OPTIONS = (("window", 4096), ("soft_cap", 30.0))
 
 
 def cases() -> Iterator[Case]:
-    """Every op x dtype x head dim x page size, and the options once per op."""
+    """Every op x dtype or codec x head dim x page size, and the options once per op."""
     for op in BUILDERS:
-        for dtype, head_dim, page in itertools.product(DTYPES, HEAD_DIMS, PAGES):
+        for dtype, head_dim, page in itertools.product(STORED[op], HEAD_DIMS, PAGES):
             yield Case(op, dtype, head_dim, page)
-        yield Case(op, "bf16", 128, 32, (("window", 4096), ("soft_cap", 30.0)), per_head=True)
+        yield Case(op, STORED[op][0], 128, 32, OPTIONS, per_head=True)
 
 
 def sample() -> Iterator[Case]:
     """A few cases that cover every value of every axis."""
-    for op, (i, head_dim) in itertools.product(BUILDERS, enumerate(HEAD_DIMS)):
-        yield Case(op, "bf16", head_dim, PAGES[i % len(PAGES)])
     for op in BUILDERS:
-        yield Case(op, "f32", 128, 32)
-        yield Case(op, "bf16", 128, 32, (("window", 4096), ("soft_cap", 30.0)), per_head=True)
+        first, *others = STORED[op]
+        if len(others) > 1:
+            yield from (Case(op, dtype, 128, 32) for dtype in STORED[op])
+            continue
+        for i, head_dim in enumerate(HEAD_DIMS):
+            yield Case(op, first, head_dim, PAGES[i % len(PAGES)])
+        yield from (Case(op, dtype, 128, 32) for dtype in others)
+        yield Case(op, first, 128, 32, OPTIONS, per_head=True)

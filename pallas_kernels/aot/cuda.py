@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from pallas_kernels import codes
 from pallas_kernels.aot.report import Kernel, Report
 from pallas_kernels.mosaic_gpu.target import described
 
@@ -68,6 +70,14 @@ def pools(pages: int, kv_heads: int, page: int, head_dim: int, dtype: Any) -> tu
     """K and V pools of one layer."""
     pool = jax.ShapeDtypeStruct((pages, kv_heads, page, head_dim), dtype)
     return pool, pool
+
+
+def coded_pools(pages: int, kv_heads: int, page: int, head_dim: int, codec: str) -> tuple[Any, Any, Any]:
+    """Codes of K and V and their scales, of one layer."""
+    rows = page // 2 if codec == "int4" else page
+    pool = jax.ShapeDtypeStruct((pages, kv_heads, rows, head_dim), codes.DTYPES[codec])
+    width = codes.scales_width(codec, page, head_dim)
+    return pool, pool, jax.ShapeDtypeStruct((pages, kv_heads, width), jnp.bfloat16)
 
 
 def lower(function: Callable[..., Any], arguments: Sequence[Any]) -> str:

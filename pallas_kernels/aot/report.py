@@ -74,8 +74,7 @@ class Line:
                 f"XLA: {self.declined}" if self.declined else str(self.error),
             ]
         values = [
-            " + ".join(f"{kernel.resources.get(name, 0):,}" for kernel in self.report.kernels)
-            for name in resources
+            " + ".join(f"{kernel.resources.get(name, 0):,}" for kernel in self.report.kernels) for name in resources
         ]
         return [self.case, *values, f"{self.report.compile_seconds:.1f}", "; ".join(self.report.problems())]
 

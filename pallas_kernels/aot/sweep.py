@@ -10,9 +10,7 @@ from pallas_kernels.aot.cases import Case, Target
 from pallas_kernels.aot.report import Line
 from pallas_kernels.dispatch import NoImplementation
 
-PLATFORMS = tuple(
-    name for name in ("cuda", "tpu") if importlib.util.find_spec(f"{__package__}.{name}") is not None
-)
+PLATFORMS = tuple(name for name in ("cuda", "tpu") if importlib.util.find_spec(f"{__package__}.{name}") is not None)
 
 
 def target(platform: str) -> Target:

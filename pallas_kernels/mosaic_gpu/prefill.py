@@ -126,11 +126,7 @@ def prefill(
                     part = v_ring.at[slot, pl.ds(r * CLEANED, CLEANED)]
                     copied = plgpu.Layout.SMEM_GMEM_COPY((CLEANED, head_dim), dtype, swizzled[1].swizzle)
                     values = plgpu.load(part, layout=copied)
-                    at = (
-                        plgpu.broadcasted_iota(jnp.int32, (CLEANED, head_dim), 0, layout=copied)
-                        + base
-                        + r * CLEANED
-                    )
+                    at = plgpu.broadcasted_iota(jnp.int32, (CLEANED, head_dim), 0, layout=copied) + base + r * CLEANED
                     part[...] = jnp.where((at >= lowest) & (at < highest), values, jnp.zeros_like(values))
 
                 lax.fori_loop(0, tile // CLEANED, rows_of, None)
@@ -189,9 +185,7 @@ def prefill(
                 scores = pl.run_scoped(product, plgpu.ACC((ROWS, tile), jnp.float32))
                 reused = step + stages < steps
                 pl.when(reused)(lambda: plgpu.barrier_arrive(k_free.at[slot]))
-                scores = (
-                    tiles.capped(scores * scale, soft_cap) * LOG2E if soft_cap else scores * (scale * LOG2E)
-                )
+                scores = tiles.capped(scores * scale, soft_cap) * LOG2E if soft_cap else scores * (scale * LOG2E)
 
                 def mask(scores):
                     at = plgpu.broadcasted_iota(jnp.int32, (ROWS, tile), 1, layout=wgmma) + base

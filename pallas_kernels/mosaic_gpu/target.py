@@ -11,9 +11,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels.dispatch import Declined
 
-_simulator: contextvars.ContextVar[plgpu.InterpretGPUParams | None] = contextvars.ContextVar(
-    "simulator", default=None
-)
+_simulator: contextvars.ContextVar[plgpu.InterpretGPUParams | None] = contextvars.ContextVar("simulator", default=None)
 
 # Device kinds without the tensor memory accelerator, by what their names contain.
 _OLDER = ("V100", "T4", "A100", "A10", "A30", "A40", "L4", "RTX 20", "RTX 30", "RTX 40", "RTX A")
@@ -78,3 +76,12 @@ def require_tma(exactly_hopper: bool = False) -> None:
             capability[0] == 9,
             f"warpgroup products exist on compute capability 9.x only; got {capability[0]}.{capability[1]}",
         )
+
+
+def require_plain(k_pages: jax.Array, v_pages: jax.Array | None, head_dim: int) -> None:
+    """Declines pools in the shapes that only a TPU needs."""
+    require(v_pages is not None, "keys and values must have a pool each; got one for both")
+    require(
+        k_pages.shape[-1] == head_dim,
+        f"pools must not be padded; got {k_pages.shape[-1]} lanes for head dim {head_dim}",
+    )

@@ -21,9 +21,7 @@ def swizzled(columns: int, dtype: jnp.dtype) -> tuple[plgpu.TilingTransform, plg
     row."""
     width = columns * jnp.dtype(dtype).itemsize
     swizzle = next((s for s in (128, 64, 32) if width % s == 0), None)
-    require(
-        swizzle is not None, f"rows of {width} bytes fit no shared-memory swizzle (multiples of 32 bytes)"
-    )
+    require(swizzle is not None, f"rows of {width} bytes fit no shared-memory swizzle (multiples of 32 bytes)")
     return plgpu.TilingTransform((8, swizzle // jnp.dtype(dtype).itemsize)), plgpu.SwizzleTransform(swizzle)
 
 
@@ -78,6 +76,11 @@ def constant(shape: tuple[int, ...], value: float, layout) -> jax.Array:
 def spread(rows: jax.Array, like: jax.Array) -> jax.Array:
     """One value per row, repeated over the columns of `like`."""
     return lax.broadcast_in_dim(rows, like.shape, [0])
+
+
+def placed(vector: jax.Array, shape: tuple[int, int], axis: int, layout) -> jax.Array:
+    """A vector along `axis` repeated over the other one, in a given layout."""
+    return plgpu.layout_cast(lax.broadcast_in_dim(vector, shape, [axis]), layout)
 
 
 def wait(barrier) -> None:

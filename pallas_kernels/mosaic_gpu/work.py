@@ -83,6 +83,23 @@ def merge(
     return joined, jnp.where(sees, (highest + jnp.log2(mass)) / LOG2E, HIDDEN)
 
 
+def finished(
+    partial: tuple[jax.Array, jax.Array, jax.Array],
+    sinks: jax.Array | None,
+    q: jax.Array,
+    kv_heads: int,
+    return_lse: bool,
+) -> jax.Array | tuple[jax.Array, jax.Array]:
+    """What a decode op returns, of the parts of the kernel and the queries [B, H, D] as given."""
+    heads, rows = q.shape[1], partial[1].shape[-1]
+    if sinks is not None:
+        each = jnp.broadcast_to(sinks.astype(jnp.float32)[:, None], (heads, 1))[None]
+        sinks = grouped(each, kv_heads, rows)[0][0, :, :, 0]
+    out, lse = merge(*partial, sinks)
+    out = ungrouped(out, kv_heads, heads).astype(q.dtype)
+    return (out, ungrouped(lse, kv_heads, heads)) if return_lse else out
+
+
 def grouped(q: jax.Array, kv_heads: int, rows: int) -> tuple[jax.Array, int]:
     """Queries [B, H, D] as [B, K * X, M, D]: the G heads of a KV head in X blocks of at most `rows`,
     padded to M rows. Returns them and X."""
@@ -114,9 +131,7 @@ class QueryTiles:
     starts: Int32[Array, B]
 
 
-def query_tiles(
-    query_starts: Int32[Array, B + 1], owned: Int32[Array, B], tokens: int, size: int
-) -> QueryTiles:
+def query_tiles(query_starts: Int32[Array, B + 1], owned: Int32[Array, B], tokens: int, size: int) -> QueryTiles:
     """Cuts each row's `owned` tokens into tiles of `size`; tiles that no row needs count no token."""
     rows = owned.shape[0]
     ends = jnp.cumsum(-(-owned // size), dtype=jnp.int32)
@@ -135,11 +150,7 @@ def to_tiles(q: jax.Array, tile: QueryTiles, kv_heads: int, rows: int) -> jax.Ar
     _, heads, head_dim = q.shape
     group = heads // kv_heads
     x = jnp.where(tile.counted[..., None, None], q[tile.token], 0)
-    x = (
-        x.reshape(count, size, kv_heads, group, head_dim)
-        .swapaxes(1, 2)
-        .reshape(count, kv_heads, -1, head_dim)
-    )
+    x = x.reshape(count, size, kv_heads, group, head_dim).swapaxes(1, 2).reshape(count, kv_heads, -1, head_dim)
     return jnp.pad(x, ((0, 0), (0, 0), (0, rows - x.shape[2]), (0, 0)))
 
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import jax
-import jax.numpy as jnp
 
 from pallas_kernels.mosaic_gpu import work
 from pallas_kernels.mosaic_gpu.decode import SHARED_BYTES, Config, Shape, check, decode, shared_bytes
-from pallas_kernels.mosaic_gpu.target import require, require_tma
+from pallas_kernels.mosaic_gpu.target import require, require_plain, require_tma
 
 
 def paged_decode_attention(
@@ -27,7 +26,8 @@ def paged_decode_attention(
     config: Config | None = None,
 ) -> jax.Array | tuple[jax.Array, jax.Array]:
     """See `pallas_kernels.paged_decode_attention`. `config` overrides the heuristic."""
-    batch, heads, head_dim = q.shape
+    batch, _, head_dim = q.shape
+    require_plain(k_pages, v_pages, head_dim)
     _, kv_heads, page, _ = k_pages.shape
     rows = 16 if head_dim % 32 == 0 else 32
     queries, parts = work.grouped(q, kv_heads, rows)
@@ -55,11 +55,4 @@ def paged_decode_attention(
         soft_cap=soft_cap,
         config=config,
     )
-    if sinks is not None:
-        sinks = work.grouped(
-            jnp.broadcast_to(sinks.astype(jnp.float32)[:, None], (heads, 1))[None], kv_heads, rows
-        )[0]
-        sinks = sinks[0, :, :, 0]
-    out, lse = work.merge(*partial, sinks)
-    out = work.ungrouped(out, kv_heads, heads).astype(q.dtype)
-    return (out, work.ungrouped(lse, kv_heads, heads)) if return_lse else out
+    return work.finished(partial, sinks, q, kv_heads, return_lse)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from pallas_kernels.mosaic_gpu import work
 from pallas_kernels.mosaic_gpu.decode import PAGES, SHARED_BYTES
 from pallas_kernels.mosaic_gpu.prefill import ROWS, WARPGROUPS, Config, prefill, shared_bytes
-from pallas_kernels.mosaic_gpu.target import require, require_tma
+from pallas_kernels.mosaic_gpu.target import require, require_plain, require_tma
 from pallas_kernels.mosaic_gpu.tiles import HIDDEN
 from pallas_kernels.paged_decode_attention.mosaic_gpu import paged_decode_attention
 
@@ -36,6 +36,7 @@ def paged_prefill_attention(
 ) -> jax.Array | tuple[jax.Array, jax.Array]:
     """See `pallas_kernels.paged_prefill_attention`. `config` overrides the heuristic."""
     tokens, heads, head_dim = q.shape
+    require_plain(k_pages, v_pages, head_dim)
     _, kv_heads, page, _ = k_pages.shape
     group, rows = heads // kv_heads, ROWS * WARPGROUPS
     require(

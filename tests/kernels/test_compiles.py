@@ -1,4 +1,5 @@
-"""Kernels lower with plain jaxlib and, where the compilers are installed, compile within the devices' limits."""
+"""Kernels lower with plain jaxlib and, where the compilers are installed, compile within the devices'
+limits."""
 
 from __future__ import annotations
 
