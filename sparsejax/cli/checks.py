@@ -78,9 +78,7 @@ def packages() -> Iterator[Check]:
     yield Check("packages", "ok", ", ".join(found))
     if wrong:
         names = " ".join(f"'{text.partition(' ')[0]}'" for text in wrong)
-        yield Check(
-            "packages", "fail", f"needed: {', '.join(wrong)}", f"{sys.executable} -m pip install {names}"
-        )
+        yield Check("packages", "fail", f"needed: {', '.join(wrong)}", f"{sys.executable} -m pip install {names}")
 
 
 def extras() -> Iterator[Check]:

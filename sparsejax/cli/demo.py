@@ -10,12 +10,21 @@ import time
 from typing import Any
 
 from sparsejax.cli import options, show
-from sparsejax.cli.stories import Story, story
+from sparsejax.errors import ConfigError
 
-# Sentences of each document, about ten tokens each: short and long requests share every step.
-LENGTHS = (8, 12, 16, 24, 32, 40, 48, 64)
+# Task and tokens of each document: short and long requests share every step.
+BATCH = (
+    ("niah_single", 128),
+    ("kv", 192),
+    ("vt", 256),
+    ("niah_multikey", 384),
+    ("niah_dense", 512),
+    ("kv", 640),
+    ("vt", 768),
+    ("niah_multikey", 1024),
+)
+STREAMED = ("vt", 256)
 NEW_TOKENS = 24
-STREAMED_TOKENS = 64
 
 NEXT = """What to try next:
   sparsejax chat --model path/or/hub-id                talk with a model of your own
@@ -30,33 +39,41 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    stories = [story(seed, sentences) for seed, sentences in enumerate(LENGTHS)]
     print("Starting the engine (the first start compiles; later ones are faster) ...", flush=True)
     started = time.perf_counter()
     with options.make_engine(args) as engine:
-        print(f"Ready after {time.perf_counter() - started:.1f} s.\n")
-        serve_batch(engine, stories)
-        stream_one(engine, story(len(LENGTHS), 20))
+        print(f"Ready after {time.perf_counter() - started:.1f} s.\n", flush=True)
+        if engine.tokenizer is None:
+            raise ConfigError("the demo sends text, but this model has no tokenizer: give --tokenizer too.")
+        serve_batch(engine, [sample(engine, *one, seed) for seed, one in enumerate(BATCH)])
+        stream_one(engine, sample(engine, *STREAMED, len(BATCH)))
         print(f"\n{memory_text(engine)}\n\n{NEXT}")
     return 0
 
 
-def serve_batch(engine: Any, stories: list[Story]) -> None:
+def sample(engine: Any, task: str, length: int, seed: int) -> Any:
+    """A document of `length` tokens with a question that has one right answer."""
+    from sparsejax.evaluation.tasks import make_sample
+
+    return make_sample(task, length=length, seed=seed, tokenizer=engine.tokenizer)
+
+
+def serve_batch(engine: Any, samples: list[Any]) -> None:
     """Serve every document at once; print each answer, and the rates of a second, warm round."""
     from sparsejax import SamplingParams
 
     params = SamplingParams(temperature=0.0, max_tokens=NEW_TOKENS, stop=["\n"])
-    prompts = [one.prompt for one in stories]
+    prompts = [one.context + one.turns[0].prompt for one in samples]
     outputs, kv_bytes = generate_watched(engine, prompts, params)
-    print(f"{len(stories)} documents served together, one question each:")
+    print(f"{len(samples)} documents served together, one question each:")
     rows, right = [], 0
-    for one, output in zip(stories, outputs, strict=True):
-        reply = output.outputs[0].text
-        good = one.answered_by(reply)
+    for one, output in zip(samples, outputs, strict=True):
+        turn, reply = one.turns[0], output.outputs[0].text
+        good = turn.score(reply)
         right += good
-        mark = "right" if good else f"should name {one.value}"
-        answer = f"-> {show.shorten(reply, 48)}"
-        rows.append((f"{len(output.prompt_token_ids)} tokens", f"{one.noun}?", answer, mark))
+        mark = "right" if good else f"should be {', '.join(turn.answers)}"
+        question = turn.prompt.strip().removeprefix("Q:").removesuffix("A:").strip()
+        rows.append((f"{len(output.prompt_token_ids)} tokens", question, show.shorten(reply, 40), mark))
     print(show.table(rows))
     started = time.perf_counter()
     engine.generate(prompts, params, use_tqdm=False)
@@ -65,7 +82,7 @@ def serve_batch(engine: Any, stories: list[Story]) -> None:
     new = sum(len(output.outputs[0].token_ids) for output in outputs)
     pool = show.size(engine.memory()["kv_pages"])
     print(
-        f"{right} of {len(stories)} answers are right.\n\n"
+        f"{right} of {len(samples)} answers are right.\n\n"
         f"Once more, warm: {prompt} prompt and {new} new tokens in {seconds:.2f} s, "
         f"{(prompt + new) / seconds:.0f} tokens/s.\n"
         f"KV pages in use at most: {show.size(kv_bytes)} ({kv_bytes / prompt:.0f} bytes per prompt token) "
@@ -85,19 +102,19 @@ def generate_watched(engine: Any, prompts: list[str], params: Any) -> tuple[list
     return [done[f"demo-{index}"] for index in range(len(prompts))], most
 
 
-def stream_one(engine: Any, one: Story) -> None:
+def stream_one(engine: Any, one: Any) -> None:
     """Stream one answer as it is made and print when its first token came."""
     from sparsejax import SamplingParams
 
-    last = one.text.rstrip().rpartition(". ")[2]
-    question = one.prompt[len(one.text) :]
-    print(f"\nOne more, streamed as it is made:\n  ... {last}{question}", end="", flush=True)
-    params = SamplingParams(temperature=0.0, max_tokens=STREAMED_TOKENS, stop=["\n"])
+    question = one.turns[0].prompt
+    print(f"\nOne more, streamed as it is made:\n  ...{one.context[-60:]}", end="")
+    print(question.replace("\n", "\n  "), end="", flush=True)
+    params = SamplingParams(temperature=0.0, max_tokens=NEW_TOKENS, stop=["\n"])
     started = time.perf_counter()
     first: list[float] = []
 
     def timed() -> Any:
-        for delta in engine.stream(one.prompt, params):
+        for delta in engine.stream(one.context + question, params):
             first.append(time.perf_counter() - started)
             yield delta
 

@@ -80,6 +80,7 @@ def split_options(argv: Sequence[str]) -> list[str]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit status: 0 good, 1 a check failed, 2 bad input, 130 interrupted."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it would advise to install torch
     if not argv or argv[0].startswith("-"):
         parser = top_parser()
         if parser.parse_args(argv).version:

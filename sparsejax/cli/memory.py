@@ -122,7 +122,5 @@ def as_text(need: Need, page_size: int, path: str) -> str:
     ]
     lines = [path, show.table(rows)]
     if 0 in need.sequences.values():
-        lines.append(
-            "Where none fits: free memory, give --kv-memory-bytes, or take a smaller model or dtype."
-        )
+        lines.append("Where none fits: free memory, give --kv-memory-bytes, or take a smaller model or dtype.")
     return "\n".join(lines)

@@ -13,11 +13,20 @@ from sparsejax.engine.request import CompletionOutput, RequestOutput, SamplingPa
 from sparsejax.errors import RequestError
 
 
+class WordTokenizer:
+    """A token per word."""
+
+    chat_template: str | None = "messages"
+
+    def __call__(self, text: str) -> SimpleNamespace:
+        return SimpleNamespace(input_ids=text.split())
+
+
 class EchoEngine:
     """Answers every prompt with its own text; remembers what it was asked."""
 
     def __init__(self) -> None:
-        self.tokenizer: Any = SimpleNamespace(chat_template="messages")
+        self.tokenizer: Any = WordTokenizer()
         self.waiting: list[RequestOutput] = []
         self.asked: list[tuple[str, SamplingParams]] = []
         self.closed = False
@@ -56,9 +65,7 @@ class EchoEngine:
     def step(self) -> list[RequestOutput]:
         return [self.waiting.pop()]
 
-    def generate(
-        self, prompts: list[Any], params: SamplingParams, use_tqdm: bool = True
-    ) -> list[RequestOutput]:
+    def generate(self, prompts: list[Any], params: SamplingParams, use_tqdm: bool = True) -> list[RequestOutput]:
         self.asked += [(self.text_of(prompt), params) for prompt in prompts]
         return [self.output(i, p, self.text_of(p).upper()) for i, p in enumerate(prompts)]
 

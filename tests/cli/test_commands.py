@@ -165,5 +165,12 @@ def test_interrupted_command_returns_130(engine, capsys):
 def test_demo_prints_rates_memory_and_next_steps(engine, capsys):
     assert main(["demo"]) == 0
     text = capsys.readouterr().out
-    for part in ("0 of 8 answers are right", "tokens/s", "at most: 7.0 KiB", "4.0 MiB", "What to try next"):
+    for part in ("of 8 answers are right", "tokens/s", "at most: 7.0 KiB", "4.0 MiB", "What to try next"):
         assert part in text
+    assert len(engine.asked) == 2 * 8 + 1
+
+
+def test_demo_needs_a_tokenizer(engine, capsys):
+    engine.tokenizer = None
+    assert main(["demo"]) == 2
+    assert "--tokenizer" in capsys.readouterr().err
