@@ -152,25 +152,29 @@ def queries(shape: Shape) -> jax.Array:
     return paged.normal(3, (shape.rows * max(shape.chunk, 1), shape.heads, shape.head_dim), jnp.bfloat16)
 
 
-def ours(shape: Shape, **options: Any) -> dict[str, Any]:
-    """The op as the engine calls it."""
+def call_of(shape: Shape) -> tuple[str, list[Any], dict[str, Any]]:
+    """The op that serves a shape, its arguments, and those that are named."""
     ids, counts, lengths, logical, pages = lists(shape)
-    arguments = [
-        queries(shape),
-        *pools(pages, shape.kv_heads, shape.page, shape.head_dim),
-        ids,
-        counts,
-        lengths,
-    ]
-    op, named = kernels.paged_decode_attention, {} if logical is None else {"logical_ids": logical}
+    extents = (pages, shape.kv_heads, shape.page, shape.head_dim)
+    op = "paged_prefill_attention" if shape.chunk else "paged_decode_attention"
+    if shape.codec is None:
+        stored = pools(*extents)
+    else:
+        op, stored = "quantized_decode_attention", coded.random_pools(shape.codec, *extents)
+    arguments = [queries(shape), *stored, ids, counts, lengths]
     if shape.chunk:
-        op = kernels.paged_prefill_attention
         arguments.append(jnp.arange(shape.rows + 1, dtype=jnp.int32) * shape.chunk)
-    chosen, _ = kernels.explain(op, *arguments, **named, **options)
+    return op, arguments, {} if logical is None else {"logical_ids": logical}
+
+
+def ours(shape: Shape) -> dict[str, Any]:
+    """The op as the engine calls it."""
+    op, arguments, named = call_of(shape)
+    chosen, _ = kernels.explain(op, *arguments, **named)
 
     def call(*given):
         plain = given[: len(arguments)]
-        return op(*plain, **dict(zip(named, given[len(arguments) :], strict=True)), **options)
+        return getattr(kernels, op)(*plain, **dict(zip(named, given[len(arguments) :], strict=True)))
 
     return {"backend": chosen} | measured(shape, call, *arguments, *named.values())
 
