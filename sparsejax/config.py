@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from sparsejax.errors import ConfigError
+from sparsejax.sparsity.policy import declared
 
 Warmup = Literal["none", "lazy", "full"]
 DTYPES = ("auto", "float32", "bfloat16")
 BACKENDS = ("auto", "xla", "pallas", "reference", "mosaic_gpu", "mosaic_tpu")
 PAGE_SIZES = (16, 32, 64, 128)
-PRESETS = ("dense",)
 DEFAULT_COMPILE_CACHE = "~/.cache/sparsejax/compile"
 
 
@@ -37,7 +37,8 @@ class EngineConfig:
         max_num_seqs: most sequences that run at once.
         max_num_batched_tokens: most tokens one step computes; prefill is chunked to fit.
         num_decode_steps: decode steps done in one device call when nothing waits; 1 turns this off.
-        sparsity: KV policy preset.
+        sparsity: what requests read of their KV cache: a preset, a mapping or a `SparsityConfig`, or a list of
+            those that requests may choose from (``SamplingParams.sparsity``), the default first.
         warmup: ``"full"`` compiles every step program before the constructor returns, ``"lazy"`` those that
             a first request needs, ``"none"`` each at its first use.
         compile_cache_dir: where compiled programs persist; ``""`` turns the cache off.
@@ -55,7 +56,7 @@ class EngineConfig:
     max_num_seqs: int = 16
     max_num_batched_tokens: int = 512
     num_decode_steps: int = 4
-    sparsity: str = "dense"
+    sparsity: Any = "dense"
     enable_prefix_caching: bool = False
     host_kv_bytes: int = 0
     disk_kv_path: str | None = None
@@ -73,7 +74,7 @@ class EngineConfig:
         _one_of("backend", self.backend, BACKENDS)
         _one_of("warmup", self.warmup, get_args(Warmup))
         _one_of("page_size", self.page_size, PAGE_SIZES)
-        _one_of("sparsity", self.sparsity, PRESETS)
+        declared(self.sparsity)
         for name in ("max_num_seqs", "max_num_batched_tokens", "num_decode_steps"):
             _integer(name, getattr(self, name), minimum=1)
         for name in ("max_model_len", "kv_memory_bytes"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -45,6 +46,7 @@ class StepBatch:
         page_ids, offsets: where each token's key and value go; page 0 for padding.
         decode: rows of the first ``len(decode.lengths)`` tokens.
         prefill: rows of the tokens after them, or None.
+        policy: what the decode rows read, for the selector.
     """
 
     tokens: Int[Array, " T"]
@@ -53,6 +55,7 @@ class StepBatch:
     offsets: Int[Array, " T"]
     decode: Rows
     prefill: Rows | None = None
+    policy: Any = None
 
 
 @jax.tree_util.register_dataclass
@@ -63,14 +66,18 @@ class PagedKV:
     Attributes:
         pools: per layer, K and V as the group's layout stores them.
         windows: per layer, the sliding window in tokens, or None.
+        bounds: per layer, what the selector keeps of sealed pages, or None.
         implementation: which backend serves the operations; None picks the best.
+        selector: shortens the page lists of decode rows (a `sparsity.selector.Selector`); None reads all pages.
     """
 
     pools: tuple[Pools, ...]
+    bounds: tuple[Array | None, ...]
     group: CacheGroup = field(metadata={"static": True})
     windows: tuple[int | None, ...] = field(metadata={"static": True})
     soft_cap: float | None = field(default=None, metadata={"static": True})
     implementation: Implementation = field(default=None, metadata={"static": True})
+    selector: Any = field(default=None, metadata={"static": True})
 
     def attend(
         self,
@@ -92,9 +99,15 @@ class PagedKV:
         q = rotate(q)
         options = dict(window=self.windows[layer], soft_cap=self.soft_cap, implementation=self.implementation)
         decode_count = batch.decode.lengths.shape[0]
-        page_list = batch.decode.page_list(layout.page_size)
+        page_ids, counts = batch.decode.page_list(layout.page_size)
+        logical_ids, bounds = None, self.bounds[layer]
+        if self.selector is not None:
+            bounds = self.selector.seal(bounds, pools, batch.page_ids, batch.offsets, decode_count)
+            page_ids, logical_ids, counts = self.selector.select(
+                q[:decode_count], pools, bounds, page_ids, counts, batch.decode.lengths, batch.policy, options
+            )
         out = pallas_kernels.paged_decode_attention(
-            q[:decode_count], *pools, *page_list, batch.decode.lengths, **options
+            q[:decode_count], *pools, page_ids, counts, batch.decode.lengths, logical_ids=logical_ids, **options
         )
         if batch.prefill is not None:
             rows = batch.prefill
@@ -107,13 +120,19 @@ class PagedKV:
                 **options,
             )
             out = jnp.concatenate([out, chunk])
-        return out, self._with_pools(layer, pools)
+        return out, self._with_layer(layer, pools, bounds)
 
     def copy_pages(self, source: Int[Array, " C"], target: Int[Array, " C"]) -> PagedKV:
         """Copies whole pages in every layer, ``source[i] -> target[i]``; pairs of page 0 are padding."""
         return replace(
-            self, pools=tuple(self.group.layout.copy(pools, source, target) for pools in self.pools)
+            self,
+            pools=tuple(self.group.layout.copy(pools, source, target) for pools in self.pools),
+            bounds=tuple(None if b is None else b.at[target].set(b[source]) for b in self.bounds),
         )
 
-    def _with_pools(self, layer: int, pools: Pools) -> PagedKV:
-        return replace(self, pools=(*self.pools[:layer], pools, *self.pools[layer + 1 :]))
+    def _with_layer(self, layer: int, pools: Pools, bounds: Array | None) -> PagedKV:
+        return replace(
+            self,
+            pools=(*self.pools[:layer], pools, *self.pools[layer + 1 :]),
+            bounds=(*self.bounds[:layer], bounds, *self.bounds[layer + 1 :]),
+        )

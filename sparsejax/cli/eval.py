@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from sparsejax.config import PRESETS
+    from sparsejax.sparsity.policy import PRESETS
     from sparsejax.evaluation import plot
     from sparsejax.evaluation.policies import make_policies, parse_budget
 

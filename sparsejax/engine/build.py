@@ -14,6 +14,7 @@ from sparsejax.cache.group import dense_group, pages_for
 from sparsejax.config import EngineConfig
 from sparsejax.engine.compile import use_compile_cache
 from sparsejax.engine.core import EngineCore
+from sparsejax.engine.policies import Policies
 from sparsejax.engine.runner import Runner
 from sparsejax.engine.scheduler import Limits
 from sparsejax.engine.table import StepTable
@@ -21,6 +22,8 @@ from sparsejax.errors import CapacityError, ConfigError
 from sparsejax.models.config import DecoderConfig
 from sparsejax.models.loader import LoadedModel, load_model
 from sparsejax.models.tokenizer import has_tokenizer, load_tokenizer
+from sparsejax.sparsity.policy import declared
+from sparsejax.sparsity.selector import Selector
 
 CPU_POOL_LIMIT = 4 << 30
 """On a CPU the pools share memory with everything else: more than this must be asked for by name."""
@@ -58,7 +61,9 @@ def build_core(config: EngineConfig, model: LoadedModel | None = None, tokenizer
     one_page = dense_group(model.config, config.page_size, model.dtype, 1, platform)
     num_pages = pages_for(_kv_budget(config, model), one_page, wanted=config.max_num_seqs * width)
     group = dense_group(model.config, config.page_size, model.dtype, num_pages, platform)
-    runner = Runner(model, group, table, width, IMPLEMENTATIONS[config.backend])
+    policies = declared(config.sparsity)
+    selector = Selector.of(policies, config.page_size)
+    runner = Runner(model, group, table, width, IMPLEMENTATIONS[config.backend], selector)
     core = EngineCore(
         runner,
         PageAllocator(num_pages),
@@ -73,6 +78,7 @@ def build_core(config: EngineConfig, model: LoadedModel | None = None, tokenizer
         eos_ids=model.config.eos_token_ids,
         tokenizer=tokenizer,
         seed=config.seed,
+        policies=Policies(policies, config.page_size),
     )
     _warm(runner, config)
     return core

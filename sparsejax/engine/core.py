@@ -15,6 +15,7 @@ from sparsejax.engine.bad_words import BadWords, banned_next, compile_bad_words
 from sparsejax.engine.detokenizer import Detokenizer, TextDecoder
 from sparsejax.engine.interrupt import deferred_interrupt
 from sparsejax.engine.params import SamplingParams
+from sparsejax.engine.policies import Policies
 from sparsejax.engine.prompts import Prompt, check_length
 from sparsejax.engine.request import RequestOutput
 from sparsejax.engine.rows import mix_seed, pack_bias, pack_row
@@ -50,6 +51,7 @@ class EngineCore:
         eos_ids: tuple[int, ...],
         tokenizer: Any,
         seed: int,
+        policies: Policies,
     ):
         self.runner = runner
         self.scheduler = Scheduler(limits, allocator)
@@ -59,6 +61,7 @@ class EngineCore:
         self.counters: Counter[str] = Counter()
         self._eos_ids = eos_ids
         self._seed = seed
+        self._policies = policies
         self._arrivals = 0
         self._trackers: dict[str, Tracker] = {}
         self._owner: dict[Sequence, tuple[Tracker, Choice]] = {}
@@ -118,6 +121,7 @@ class EngineCore:
     def check(self, prompt: Prompt, params: SamplingParams) -> None:
         """Raises what `add` would raise for this prompt and these parameters, and queues nothing."""
         params.check_model(self.runner.vocab_size, self._eos_ids, self.max_model_len)
+        self._policies.of(params)
         total = len(prompt.token_ids) + check_length(len(prompt.token_ids), params, self.max_model_len)
         size, capacity = self.scheduler.limits.page_size, self.scheduler.allocator.capacity
         if -(-total // size) > capacity:
@@ -173,7 +177,8 @@ class EngineCore:
         for sequence in plan.admitted:
             tracker, choice = self._owner[sequence]
             tracker.metrics.first_scheduled_time = tracker.metrics.first_scheduled_time or now
-            self.runner.admit(sequence.row, self._row_values(sequence, tracker, choice))
+            policy = self._policies.pack(tracker.params, sequence.num_prompt)
+            self.runner.admit(sequence.row, self._row_values(sequence, tracker, choice), policy)
         for sequence, _ in plan.outputs:
             if sequence.needs_history:
                 self._ban(sequence)
@@ -192,6 +197,7 @@ class EngineCore:
             self._fork(sequence)
         self.counters["steps"] += 1
         self.counters["computed_tokens"] += plan.num_tokens
+        self._policies.count_reads(plan, [self._owner[s][0].params for s in plan.decode], self.counters)
         return _InFlight(plan, outputs)
 
     def _row_values(self, sequence: Sequence, tracker: Tracker, choice: Choice) -> dict:

@@ -20,6 +20,7 @@ from sparsejax.engine.step import StepKey, StepShape
 from sparsejax.engine.table import StepTable
 from sparsejax.models.decoder import Decoder
 from sparsejax.models.loader import LoadedModel
+from sparsejax.sparsity.selector import Selector
 
 COPY_PAIRS = 16
 
@@ -47,6 +48,7 @@ class Runner:
         table: StepTable,
         table_width: int,
         implementation: Implementation,
+        selector: Selector | None = None,
     ):
         self.params = model.params
         self.table = table
@@ -63,6 +65,7 @@ class Runner:
             table_width=table_width,
             sampling=_neutral_rows(self.vocab_size, num_rows),
             implementation=implementation,
+            selector=selector,
         )
         self._table_mirror = np.zeros((table.max_rows + 1, table_width), np.int32)
         self.programs = Programs()
@@ -80,9 +83,11 @@ class Runner:
         self._copy_program()
         self._bias_program()
 
-    def admit(self, row: int, values: dict[str, np.ndarray]) -> None:
-        """Sets the sampling state of `row` for the sequence that takes it."""
-        self.state = self._admit_program()(self.state, np.int32(row), values)
+    def admit(
+        self, row: int, values: dict[str, np.ndarray], policy: dict[str, np.ndarray] | None
+    ) -> None:
+        """Sets the sampling state and the policy of `row` for the sequence that takes it."""
+        self.state = self._admit_program()(self.state, np.int32(row), values, policy)
 
     def set_bias(self, row: int, ids: np.ndarray, values: np.ndarray) -> None:
         """Replaces the logit biases of `row` (bans that depend on what was generated)."""
@@ -176,10 +181,13 @@ class Runner:
 
     def _admit_program(self) -> jax.stages.Compiled:
         def build():
-            row = {
-                name: jax.ShapeDtypeStruct(a.shape[1:], a.dtype) for name, a in vars(self.state.sampling).items()
-            }
-            return DeviceState.admit, (abstract(self.state), jax.ShapeDtypeStruct((), jnp.int32), row)
+            def row_of(state: Any) -> Any:
+                if state is None:
+                    return None
+                return {name: jax.ShapeDtypeStruct(a.shape[1:], a.dtype) for name, a in vars(state).items()}
+
+            rows = row_of(self.state.sampling), row_of(self.state.policy)
+            return DeviceState.admit, (abstract(self.state), jax.ShapeDtypeStruct((), jnp.int32), *rows)
 
         return self.programs.get("admit", build)
 

@@ -13,6 +13,8 @@ from sparsejax.cache.group import CacheGroup
 from sparsejax.cache.paged import PagedKV
 from sparsejax.engine.sampler import SamplingRows
 from sparsejax.models.config import DecoderConfig
+from sparsejax.sparsity.rows import PolicyRows
+from sparsejax.sparsity.selector import Selector
 
 
 @jax.tree_util.register_dataclass
@@ -24,12 +26,14 @@ class DeviceState:
         tables: physical page ids by row and logical index.
         last_tokens: the newest token of each row, the next decode step's input.
         sampling: sampling parameters and output counts of each row; its ``step`` is filled in by the step.
+        policy: what each row reads of its pages; None where every row reads all.
     """
 
     kv: PagedKV
     tables: Int[Array, "B S"]
     last_tokens: Int[Array, " B"]
     sampling: SamplingRows
+    policy: PolicyRows | None
 
     def with_entries(
         self, rows: Int[Array, " U"], indices: Int[Array, " U"], pages: Int[Array, " U"]
@@ -37,10 +41,16 @@ class DeviceState:
         """Writes page-table entries; padding goes to the spare row."""
         return replace(self, tables=self.tables.at[rows, indices].set(pages))
 
-    def admit(self, row: Int[Array, ""], values: dict[str, Array]) -> DeviceState:
-        """Sets the sampling state of one row; `values` are the fields of `SamplingRows` without the row axis."""
+    def admit(
+        self, row: Int[Array, ""], values: dict[str, Array], policy: dict[str, Array] | None
+    ) -> DeviceState:
+        """Sets the sampling state and the policy of one row: fields without the row axis."""
         rows = {name: getattr(self.sampling, name).at[row].set(value) for name, value in values.items()}
-        return replace(self, sampling=replace(self.sampling, **rows))
+        return replace(
+            self,
+            sampling=replace(self.sampling, **rows),
+            policy=None if self.policy is None else self.policy.with_row(row, policy),
+        )
 
     def with_tables(self, tables: Int[Array, "B S"]) -> DeviceState:
         return replace(self, tables=tables)
@@ -69,15 +79,18 @@ def initial_state(
     table_width: int,
     sampling: SamplingRows,
     implementation: Implementation,
+    selector: Selector | None,
 ) -> DeviceState:
     """Zeroed pools and tables for `num_rows` rows plus the spare one; `sampling` has that many rows already."""
     pools = tuple(group.layout.zeros() for _ in group.layers)
-    kv = PagedKV(pools, group, config.windows, config.attn_soft_cap, implementation)
+    bounds = tuple(None if selector is None else selector.initial_bounds(group.layout) for _ in group.layers)
+    kv = PagedKV(pools, bounds, group, config.windows, config.attn_soft_cap, implementation, selector)
     return DeviceState(
         kv,
         tables=jnp.zeros((num_rows + 1, table_width), jnp.int32),
         last_tokens=jnp.zeros(num_rows + 1, jnp.int32),
         sampling=sampling,
+        policy=None if selector is None else PolicyRows.neutral(num_rows + 1),
     )
 
 
@@ -88,7 +101,8 @@ def state_bytes(state: DeviceState) -> dict[str, int]:
         return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
 
     return {
-        "kv_pages": total(state.kv),
+        "kv_pages": total(state.kv.pools),
+        "page_bounds": total(state.kv.bounds),
         "page_tables": total(state.tables),
-        "sampling_rows": total((state.last_tokens, state.sampling)),
+        "sampling_rows": total((state.last_tokens, state.sampling, state.policy)),
     }

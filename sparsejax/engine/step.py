@@ -135,6 +135,7 @@ class StepShape:
             offsets=jnp.concatenate([decode.offsets, offsets]),
             decode=decode.decode,
             prefill=Rows(tables, lengths, starts),
+            policy=decode.policy,
         )
         hidden, kv = self.decoder.apply({"params": params}, batch, state.kv)
         state, sampled = self._sample(
@@ -158,7 +159,8 @@ class StepShape:
         tables = state.tables[rows]
         pages, offsets = self._slots(tables, positions, live)
         lengths = jnp.where(live, positions + 1, 0)
-        return StepBatch(tokens, positions, pages, offsets, Rows(tables, lengths))
+        policy = None if state.policy is None else state.policy.at(rows)
+        return StepBatch(tokens, positions, pages, offsets, Rows(tables, lengths), policy=policy)
 
     def _slots(self, tables: Int[Array, "T S"], positions: Int[Array, " T"], live) -> tuple[Array, Array]:
         """Page and offset of each token; padding goes to the dump page."""

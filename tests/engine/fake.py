@@ -9,8 +9,10 @@ import numpy as np
 from sparsejax.cache.allocator import PageAllocator
 from sparsejax.engine.core import EngineCore
 from sparsejax.engine.params import SamplingParams
+from sparsejax.engine.policies import Policies
 from sparsejax.engine.runner import Results
 from sparsejax.engine.scheduler import Limits, StepPlan
+from sparsejax.sparsity.policy import declared
 
 VOCAB = 97
 
@@ -46,7 +48,7 @@ class FakeRunner:
         self.memory: dict[tuple[int, int], int] = {}
         self.last: dict[int, int] = {}
 
-    def admit(self, row: int, values: dict) -> None:
+    def admit(self, row: int, values: dict, policy: None) -> None:
         pass
 
     def dispatch(self, plan: StepPlan, greedy: bool, prompt_logprobs: bool) -> np.ndarray:
@@ -119,6 +121,7 @@ def make_core(num_pages: int = 40, max_num_seqs: int = 5, budget: int = 16, page
         eos_ids=(0,),
         tokenizer=None,
         seed=0,
+        policies=Policies(declared("dense"), page_size),
     )
 
 

@@ -1,0 +1,1 @@
+"""Sparsity policies: which pages a step reads, as data of each row."""

@@ -1,0 +1,113 @@
+"""Each select in the engine: exact at full budget, the oracle's choice, mixes of policies, bytes read."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from sparsejax import SamplingParams
+from sparsejax.errors import ConfigError, RequestError
+from sparsejax.sparsity.policy import PRESETS, SparsityConfig
+from tests.engine.models import random_prompts, tiny_engine
+
+PROMPTS = random_prompts(5, (3, 150, 40, 230, 90))
+GREEDY = SamplingParams(temperature=0.0, max_tokens=16, ignore_eos=True, logprobs=0)
+SPARSE = [name for name in PRESETS if name != "dense"]
+
+
+def asking(name: str, **parameters) -> SamplingParams:
+    parameters = {"budget": 64, "sink": 16, "recent": 16, **parameters}
+    return dataclasses.replace(GREEDY, sparsity=None if name == "dense" else {"preset": name, **parameters})
+
+
+def tokens(outputs):
+    return [output.outputs[0].token_ids for output in outputs]
+
+
+@pytest.fixture(scope="module")
+def engine():
+    with tiny_engine(sparsity=("dense", *SPARSE), warmup="full") as engine:
+        yield engine
+
+
+@pytest.fixture(scope="module")
+def dense():
+    with tiny_engine() as engine:
+        yield engine.generate(PROMPTS, GREEDY)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_budget_that_covers_the_sequence_is_dense(engine, dense, name):
+    for ours, theirs in zip(engine.generate(PROMPTS, asking(name, budget=512)), dense, strict=True):
+        (ours,), (theirs,) = ours.outputs, theirs.outputs
+        assert ours.token_ids == theirs.token_ids
+        ours, theirs = (
+            [entry[token].logprob for token, entry in zip(out.token_ids, out.logprobs, strict=True)]
+            for out in (ours, theirs)
+        )
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+def test_every_policy_gives_in_a_mixed_batch_what_it_gives_alone(engine):
+    requests = [(prompt, asking(name)) for name in PRESETS for prompt in PROMPTS]
+    alone = [tokens(engine.generate(prompt, params))[0] for prompt, params in requests]
+    before = engine.stats()["compiles"]
+    together = tokens(engine.generate([prompt for prompt, _ in requests], [params for _, params in requests]))
+    assert together == alone
+    assert engine.stats()["compiles"] == before
+    long = PROMPTS.index(max(PROMPTS, key=len))
+    answers = [tuple(together[i * len(PROMPTS) + long]) for i in range(len(PRESETS))]
+    assert len(set(answers)) > 2, "policies must differ where the budget does not cover the sequence"
+
+
+@pytest.mark.parametrize("name", SPARSE)
+def test_an_engine_whose_default_is_sparse(engine, name):
+    with tiny_engine(sparsity={"preset": name, "budget": 64, "sink": 16, "recent": 16}) as other:
+        wanted = tokens(engine.generate(PROMPTS, asking(name)))
+        assert tokens(other.generate(PROMPTS, GREEDY)) == wanted
+        memory = other.memory()
+        assert bool(memory["page_bounds"]) == (name == "quest")
+        assert memory["total"] == sum(size for part, size in memory.items() if part != "total")
+
+
+def test_bytes_read_are_the_budget(engine):
+    def read(params):
+        before = engine.stats()
+        engine.generate(PROMPTS[3], params)
+        after = engine.stats()
+        return [after[key] - before[key] for key in ("decode_read_bytes", "decode_held_bytes")]
+
+    read_dense, held_dense = read(GREEDY)
+    assert read_dense == held_dense > 0
+    read_sparse, held_sparse = read(asking("quest"))
+    assert held_sparse == held_dense
+    decode_steps = GREEDY.max_tokens - 1
+    assert read_sparse == decode_steps * 4 * engine.stats()["kv_page_bytes"]
+
+
+def test_undeclared_and_unknown_policies_are_refused():
+    with tiny_engine(sparsity="window") as engine:
+        for bad, message in (("quest", "serves the selects all, window, not 'quest'"), ("qest", "did you mean")):
+            with pytest.raises(RequestError, match=message) as caught:
+                engine.generate([1, 2], SamplingParams(sparsity=bad))
+            assert caught.value.parameter == "sparsity"
+        engine.generate([1, 2], SamplingParams(sparsity="dense", max_tokens=2))
+    for bad in (dict(budget=0), dict(budget=1.5), dict(sink=-1), dict(budgt=3), dict(recent=1.0)):
+        with pytest.raises(ConfigError):
+            SparsityConfig.preset("quest", **bad)
+    for bad in (3, (), {"budget": 4}, "queste"):
+        with pytest.raises(ConfigError):
+            tiny_engine(sparsity=bad)
+
+
+@pytest.mark.parametrize("page_size", [16, 32])
+@pytest.mark.parametrize("recent", [0, 1, 15, 16, 17, 64])
+def test_recent_tokens_are_in_the_recent_pages(page_size, recent):
+    pages = SparsityConfig("window", budget=1, recent=recent).page_counts(1000, page_size)
+    for length in range(recent + 1, recent + 3 * page_size):
+        listed = -(-length // page_size)
+        first_read = (listed - pages.recents) * page_size
+        assert first_read <= length - recent
+        assert pages.budget >= pages.sinks + pages.recents
