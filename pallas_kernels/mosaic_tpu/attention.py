@@ -17,6 +17,7 @@ dead pages may hold anything.
 from __future__ import annotations
 
 import functools
+import math
 from dataclasses import dataclass
 
 import jax
@@ -25,9 +26,13 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from pallas_kernels.mosaic_tpu import coded
+from pallas_kernels.mosaic_tpu.limits import VMEM
+
 NEG = -1e30
 LANES = 128
 IDS = 128  # page ids per chunk in scalar memory
+TILE = 128  # query rows of a KV head that are computed at once
 # words of the state kept in scalar memory between programs
 _PRIMED, _BUFFER, _CHUNK, _OWNER = 0, 1, 2, 3  # _OWNER + buffer: the id chunk that buffer was filled from
 
@@ -49,6 +54,8 @@ class Spec:
     joint: bool  # K and V share one pool, side by side
     lse: bool
     dtype: jnp.dtype  # of the products' operands
+    head_dim: int
+    codec: str | None = None  # pools hold codes, the last pool their scales
 
     @property
     def width(self) -> int:
@@ -69,10 +76,12 @@ class Work:
 
 
 def _kernel(row, start, stop, first, last, ids_hbm, q_ref, *refs, spec: Spec, per_core: int):
-    pools = 1 if spec.joint else 2
+    pools = (1 if spec.joint else 2) + (spec.codec is not None)
     outs = 2 if spec.lse else 1
     pools_hbm, (o_ref, *lse_ref), refs = refs[:pools], refs[pools : pools + outs], refs[pools + outs :]
-    buffers, (ids, state, acc, top, mass, ids_sem, page_sem) = refs[:pools], refs[pools:]
+    buffers, (ids, state, acc, top, mass, ids_sem, page_sem, *sides) = refs[:pools], refs[pools:]
+    stored = buffers if spec.codec is None else buffers[:-1]
+    key_sides, value_sides = sides[: len(sides) // 2], sides[len(sides) // 2 :]
     n, P = spec.pages, spec.page
     core, step = pl.program_id(0), pl.program_id(1)
     me, end = core * per_core + step, (core + 1) * per_core
@@ -93,7 +102,9 @@ def _kernel(row, start, stop, first, last, ids_hbm, q_ref, *refs, spec: Spec, pe
     def page_copies(r, page_id, buffer, j):
         for pool, buf in zip(pools_hbm, buffers, strict=True):
             source, target = pool.at[page_id], buf.at[buffer, :, j]
-            if spec.per_head:
+            if buf.ndim == 4:  # scales: of all heads, as those of one are no whole tile
+                target = buf.at[buffer, j]
+            elif spec.per_head:
                 source, target = pool.at[page_id, lax.rem(r, pool.shape[1])], buf.at[buffer, 0, j]
             yield pltpu.make_async_copy(source, target, page_sem.at[buffer])
 
@@ -153,44 +164,64 @@ def _kernel(row, start, stop, first, last, ids_hbm, q_ref, *refs, spec: Spec, pe
     def attend(block, buffer, masked: bool):
         low, high = entries(me, block)
         slot, at = state[_OWNER + buffer], lax.rem(block * n, IDS)
-        rows = spec.tokens * spec.group
+        tile = min(q_ref.shape[1], TILE)
+        tiles = q_ref.shape[1] // tile
 
         def positions(shape, dim):
             """Position of each of the block's tokens; a large one for entries that are not listed."""
             token = lax.broadcasted_iota(jnp.int32, shape, dim)
+            entry, offset = coded.place_of(token, P, n, spec.codec)
             far = jnp.int32(1 << 30)
             if not spec.logical:
-                here = jnp.logical_and(token >= low * P, token < high * P)
-                return jnp.where(here, block * spec.width + token, far)
+                here = jnp.logical_and(entry >= low, entry < high)
+                return jnp.where(here, block * spec.width + entry * P + offset, far)
             place = jnp.full(shape, far)
             for j in range(n):
                 listed = jnp.logical_and(j >= low, j < high)
                 base = jnp.where(listed, ids[slot, 1, at + j] * P, far)
-                place = jnp.where(token >= j * P, base + token - j * P, place)
+                place = jnp.where(entry == j, base + offset, place)
             return place
+
+        def sees(tile_index):
+            """Which of the block's tokens the query rows of a tile see."""
+            query = first[me]
+            if spec.tokens > 1:
+                index = tile_index * tile + lax.broadcasted_iota(jnp.int32, (tile, 1), 0)
+                query = jnp.minimum(first[me] + lax.div(index, spec.group), last[me])
+            seen = place <= query
+            if spec.window is not None:
+                seen = jnp.logical_and(seen, place > query - spec.window)
+            return seen
 
         if masked:
             place = positions((1, spec.width), 1)
-            query = first[me]
-            if spec.tokens > 1:
-                index = lax.broadcasted_iota(jnp.int32, (q_ref.shape[1], 1), 0)
-                query = jnp.minimum(first[me] + lax.div(index, spec.group), last[me])
-            seen = place <= query
             alive = (column := positions((spec.width, 1), 0)) <= last[me]
             if spec.window is not None:
-                seen = jnp.logical_and(seen, place > query - spec.window)
                 alive = jnp.logical_and(alive, column > first[me] - spec.window)
-        per = max(h for h in range(1, spec.heads + 1) if spec.heads % h == 0 and (h == 1 or h * rows <= 64))
+        per = max(h for h in range(1, spec.heads + 1) if spec.heads % h == 0 and (h == 1 or h * tile <= 64))
+        per = 1 if spec.codec else per
         precision = lax.Precision.HIGHEST if spec.dtype == jnp.float32 else None
+        if spec.codec is not None:
+            _unfold(buffers[-1].at[buffer], key_sides, value_sides, spec)
 
-        def some_heads(g, _):
-            hs = pl.ds(g * per, per)
-            k, v = (
-                buf[buffer, hs].reshape(per, spec.width, buf.shape[-1]) for buf in (buffers[0], buffers[-1])
-            )
-            k, v = k.astype(spec.dtype), v.astype(spec.dtype)
+        def head_of(hs):
+            """Where the scales of the only head of `hs` are."""
+            return pl.ds(lax.rem(me, key_sides[0].shape[1]) if spec.per_head else hs.start, 1)
+
+        def operands(hs):
+            """Keys and values [per, tokens, lanes] of some heads."""
+            k, v = (buf[buffer, hs] for buf in (stored[0], stored[-1]))
+            if spec.codec is not None:
+                k, v = coded.widen(k[0], spec.codec), coded.widen(v[0], spec.codec)
+                k = coded.scale_keys(k, *(side[:, head_of(hs)] for side in key_sides))
+            return (x.reshape(per, spec.width, x.shape[-1]).astype(spec.dtype) for x in (k, v))
+
+        def some_rows(i, _):
+            hs, rows = pl.ds(lax.div(i, tiles) * per, per), pl.ds(lax.rem(i, tiles) * tile, tile)
+            seen = sees(lax.rem(i, tiles)) if masked else None
+            k, v = operands(hs)
             s = jnp.einsum(
-                "hmd,htd->hmt", q_ref[hs], k, precision=precision, preferred_element_type=jnp.float32
+                "hmd,htd->hmt", q_ref[hs, rows], k, precision=precision, preferred_element_type=jnp.float32
             )
             s = s * spec.scale
             if spec.soft_cap is not None:
@@ -198,24 +229,29 @@ def _kernel(row, start, stop, first, last, ids_hbm, q_ref, *refs, spec: Spec, pe
             if masked:
                 s = jnp.where(seen[None], s, NEG)
                 v = jnp.where(alive[None], v, 0)
-            old = top[hs]
+            old = top[hs, rows]
             new = jnp.maximum(old, jnp.max(s, axis=2, keepdims=True))
             p = jnp.exp(s - new[:, :, :1])
             if masked:
                 p = jnp.where(seen[None], p, 0)
             decay = jnp.exp(old - new)
-            top[hs] = new
-            mass[hs] = mass[hs] * decay + jnp.sum(p, axis=2, keepdims=True)
+            top[hs, rows] = new
+            mass[hs, rows] = mass[hs, rows] * decay + jnp.sum(p, axis=2, keepdims=True)
+            scaled = [p * side[head_of(hs)][None] for side in value_sides] or [p]
+            if masked and value_sides:  # scales of dead tokens may be NaN
+                scaled = [jnp.where(seen[None], x, 0) for x in scaled]
             pv = jnp.einsum(
                 "hmt,htd->hmd",
-                p.astype(spec.dtype),
+                scaled[0].astype(spec.dtype),
                 v,
                 precision=precision,
                 preferred_element_type=jnp.float32,
             )
-            acc[hs] = acc[hs] * decay[:, :, :1] + pv
+            for zeros in scaled[1:]:
+                pv = pv + jnp.sum(zeros, axis=2, keepdims=True)
+            acc[hs, rows] = acc[hs, rows] * decay[:, :, :1] + pv
 
-        lax.fori_loop(0, spec.heads // per, some_heads, None)
+        lax.fori_loop(0, spec.heads // per * tiles, some_rows, None)
 
     @pl.when(step == 0)
     def _():
@@ -260,7 +296,28 @@ def _kernel(row, start, stop, first, last, ids_hbm, q_ref, *refs, spec: Spec, pe
     total = mass[...]
     o_ref[...] = (acc[...] / jnp.maximum(total[:, :, :1], 1e-37)).astype(o_ref.dtype)
     for ref in lse_ref:
-        ref[...] = jnp.where(total > 0, top[...] + jnp.log(jnp.maximum(total, 1e-37)), NEG)
+        sums = jnp.where(total > 0, top[...] + jnp.log(jnp.maximum(total, 1e-37)), NEG)
+        for head in range(spec.heads):
+            ref[head] = sums[head].T[:1]
+
+
+def _bytes_of_token(pool: jax.Array, page: int) -> int:
+    """Bytes of a KV head's token in a pool [N, K, ..]."""
+    return math.prod(pool.shape[2:]) * pool.dtype.itemsize // page
+
+
+def _unfold(scales, key_sides, value_sides, spec: Spec) -> None:
+    """Scales of a block's pages [n, K, X] into those of keys [n, K, M] and of values [K, tokens]."""
+    values = []
+    for j in range(spec.pages):
+        keys, of_values = coded.unfold(
+            scales[j].astype(jnp.float32), spec.head_dim, spec.page, spec.codec
+        )
+        for ref, key in zip(key_sides, keys, strict=True):
+            ref[j] = key[:, : ref.shape[2]]
+        values.append(of_values)
+    for ref, pages in zip(value_sides, zip(*values, strict=True), strict=True):
+        ref[...] = coded.row_of_tokens(list(pages), spec.page, spec.codec)
 
 
 def block_pages(heads: int, page: int, lanes: int, itemsize: int, listed: int, most: int) -> int:
@@ -270,7 +327,7 @@ def block_pages(heads: int, page: int, lanes: int, itemsize: int, listed: int, m
         tokens *= 2
     while tokens > 128 and tokens >= 2 * page * listed:
         tokens //= 2
-    return max(1, min(tokens // page, LANES))
+    return max(1, min(tokens // page, IDS))
 
 
 def chunked_ids(page_ids: jax.Array, logical_ids: jax.Array | None) -> jax.Array:
@@ -289,22 +346,28 @@ def attend_lists(q, pools, ids, work: Work, spec: Spec, *, out_dtype, interpret=
     """Attention of I items of query rows over their page lists.
 
     q [I, K, M, D'] (M = tokens * group rows, padded to a multiple of 8), pools: one or two arrays
-    [N, K, P, D'], ids as `chunked_ids` makes them. Returns out [I, K, M, D'] of out_dtype and lse [I, K, M]
-    float32 (None unless spec.lse).
+    [N, K, P, D'], where they are coded also the scales [N, K, X], ids as `chunked_ids` makes them. Returns
+    out [I, K, M, D'] of out_dtype and lse [I, K, M] float32 (None unless spec.lse).
     """
     items, K, M, lanes = q.shape
     lists = K if spec.per_head else 1
     programs = items * lists
     cores = 2 if programs % 2 == 0 else 1
     per_core = programs // cores
-    buffer = (2, spec.heads, spec.pages, spec.page, lanes)
+    buffer = (2, spec.heads, spec.pages, spec.page // coded.halves(spec.codec), lanes)
+    buffers = [pltpu.VMEM(buffer, pool.dtype) for pool in pools]
+    sides = []
+    if spec.codec is not None:
+        buffers[-1] = pltpu.VMEM((2, spec.pages, *pools[-1].shape[1:]), pools[-1].dtype)
+        shapes = [(spec.pages, K, lanes), (K, max(spec.width, LANES))]
+        sides = [pltpu.VMEM(shape, jnp.float32) for shape in shapes for _ in range(coded.halves(spec.codec))]
 
-    def rows(minor):
+    def block(*minor):
         def place(core, step, *_):
             program = core * per_core + step
             return lax.div(program, lists), lax.rem(program, lists), 0, 0
 
-        return pl.BlockSpec((None, spec.heads, M, minor), place)
+        return pl.BlockSpec((None, spec.heads, *minor), place)
 
     any_space = pl.BlockSpec(memory_space=pl.ANY)
     tokens_read = programs * spec.heads * ids.shape[1] * IDS * spec.page
@@ -313,9 +376,9 @@ def attend_lists(q, pools, ids, work: Work, spec: Spec, *, out_dtype, interpret=
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=5,
             grid=(cores, per_core),
-            in_specs=[any_space, rows(lanes)] + [any_space] * len(pools),
-            out_specs=[rows(lanes)] + [rows(LANES)] * spec.lse,
-            scratch_shapes=[pltpu.VMEM(buffer, pool.dtype) for pool in pools]
+            in_specs=[any_space, block(M, lanes)] + [any_space] * len(pools),
+            out_specs=[block(M, lanes)] + [block(1, M)] * spec.lse,
+            scratch_shapes=buffers
             + [
                 pltpu.SMEM((3, *ids.shape[2:]), jnp.int32),
                 pltpu.SMEM((8,), jnp.int32),
@@ -324,19 +387,20 @@ def attend_lists(q, pools, ids, work: Work, spec: Spec, *, out_dtype, interpret=
                 pltpu.VMEM((spec.heads, M, LANES), jnp.float32),
                 pltpu.SemaphoreType.DMA((3,)),
                 pltpu.SemaphoreType.DMA((2,)),
-            ],
+            ]
+            + sides,
         ),
         out_shape=[jax.ShapeDtypeStruct(q.shape, out_dtype)]
-        + [jax.ShapeDtypeStruct((items, K, M, LANES), jnp.float32)] * spec.lse,
+        + [jax.ShapeDtypeStruct((items, K, 1, M), jnp.float32)] * spec.lse,
         compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=48 << 20
+            dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=VMEM
         ),
         cost_estimate=pl.CostEstimate(
             flops=4 * tokens_read * M * lanes,
-            bytes_accessed=tokens_read * sum(lanes * pool.dtype.itemsize for pool in pools),
+            bytes_accessed=tokens_read * sum(_bytes_of_token(pool, spec.page) for pool in pools),
             transcendentals=tokens_read * M,
         ),
         interpret=interpret,
         name="paged_attention",
     )(work.row, work.start, work.stop, work.first, work.last, ids, q, *pools)
-    return out[0], out[1][..., 0] if spec.lse else None
+    return out[0], out[1][:, :, 0] if spec.lse else None

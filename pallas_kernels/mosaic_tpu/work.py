@@ -6,8 +6,10 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels.codes import page_size
 from pallas_kernels.dispatch import Declined
-from pallas_kernels.mosaic_tpu.attention import LANES, NEG, Spec, Work, attend_lists, block_pages, chunked_ids
+from pallas_kernels.mosaic_tpu import coded
+from pallas_kernels.mosaic_tpu.attention import LANES, NEG, TILE, Spec, Work, attend_lists, block_pages, chunked_ids
 from pallas_kernels.mosaic_tpu.interpret import Interpret, mode
 
 PAGES = (16, 32, 64, 128)
@@ -30,6 +32,16 @@ def check_pool(k_pages: jax.Array, v_pages: jax.Array | None, head_dim: int) -> 
     require(stored <= lanes, f"head dim {head_dim} does not fit the pool's minor dimension {lanes}")
     require(page in PAGES, f"page size must be one of {PAGES}; got {page}")
     require(dtype in (jnp.bfloat16, jnp.float32), f"pool dtype must be bfloat16 or float32; got {dtype.name}")
+
+
+def check_codes(k_codes: jax.Array, v_codes: jax.Array | None, scales: jax.Array, head_dim: int) -> None:
+    """Declines coded pools whose physical layout the kernel cannot copy page by page."""
+    lanes, page = k_codes.shape[-1], page_size(k_codes)
+    stored = 2 * head_dim if v_codes is None else head_dim
+    for name, minor in (("codes", lanes), ("scales", scales.shape[-1])):
+        require(minor % LANES == 0, f"the minor dimension of {name} must be a multiple of {LANES}; got {minor}")
+    require(stored <= lanes, f"head dim {head_dim} does not fit the minor dimension {lanes} of the codes")
+    require(page in PAGES, f"page size must be one of {PAGES}; got {page}")
 
 
 def page_range(logical_ids, counts, first, last, page: int, window: int | None):
@@ -59,6 +71,7 @@ def attend(
     soft_cap: float | None,
     lse: bool,
     out_dtype: jnp.dtype,
+    codec: str | None = None,
     interpret: Interpret | None,
 ) -> tuple[jax.Array, jax.Array | None]:
     """Blocks of query tokens against the pages of their sequences.
@@ -68,9 +81,10 @@ def attend(
     """
     items, tokens, H, D = q.shape
     _, K, page, lanes = pools[0].shape
+    page *= coded.halves(codec)
     G, rows = H // K, tokens * (H // K)
-    padded = -(-rows // 8) * 8
-    dtype = jnp.promote_types(q.dtype, pools[0].dtype)
+    padded = -(-rows // 8) * 8 if rows <= TILE else -(-rows // TILE) * TILE
+    dtype = jnp.promote_types(q.dtype, pools[0].dtype) if codec is None else q.dtype
     blocks = q.reshape(items, tokens, K, G, D).swapaxes(1, 2).reshape(items, K, rows, D)
     blocks = jnp.pad(blocks.astype(dtype), ((0, 0), (0, 0), (0, padded - rows), (0, lanes - D)))
     per_head, J = page_ids.shape[1] > 1, page_ids.shape[2]
@@ -86,9 +100,11 @@ def attend(
         scale=scale,
         window=window,
         soft_cap=soft_cap,
-        joint=len(pools) == 1,
+        joint=len(pools) == (1 if codec is None else 2),
         lse=lse,
         dtype=jnp.dtype(dtype),
+        head_dim=D,
+        codec=codec,
     )
     start, stop = page_range(
         None if logical_ids is None else logical_ids[row], counts[row], first, last, page, window

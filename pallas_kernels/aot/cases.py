@@ -1,0 +1,140 @@
+"""Calls of the ops at serving sizes, as shapes: what is lowered and compiled without a device."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+
+import pallas_kernels
+from pallas_kernels.aot.report import Report
+
+HEAD_DIMS = (64, 80, 96, 128, 192, 256)
+PAGES = (16, 32, 64, 128)
+DTYPES = {"bf16": jnp.bfloat16, "f32": jnp.float32}
+CODECS = ("int8", "fp8", "int4")
+
+ROWS, HEADS, KV_HEADS = 32, 32, 8
+LISTED = 4096  # list entries per row: a row's lists do not fit a TPU's scalar memory
+POOL_PAGES = 8192
+CHUNK = 512
+
+
+class Target(Protocol):
+    """A module of this package that compiles for one platform."""
+
+    PLATFORM: str
+    BACKEND: str
+    TARGETS: tuple[str, ...]  # devices
+    CALL: str  # what a lowered program calls a kernel of ours
+
+    def available(self) -> str | None:
+        """None if programs can be compiled here, else the reason why not."""
+
+    def lower(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> str:
+        """The program lowered with plain jaxlib, as text."""
+
+    def compile(self, function: Callable[..., Any], arguments: tuple[Any, ...], target: str, donate=()) -> Report:
+        """The program compiled for one of TARGETS."""
+
+    def coded_pools(self, pages: int, kv_heads: int, page: int, head_dim: int, codec: str) -> tuple[Any, Any, Any]:
+        """Codes of K and V and their scales, of one layer, as this platform stores them."""
+
+    def pools(self, pages: int, kv_heads: int, page: int, head_dim: int, dtype: Any) -> tuple[Any, Any]:
+        """K and V pools of one layer as this platform stores them."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One call: an op, the dtype or codec of the pages, head dim, page size and options that are static."""
+
+    op: str
+    dtype: str
+    head_dim: int
+    page: int
+    options: tuple[tuple[str, Any], ...] = ()
+    per_head: bool = False  # one list per KV head, with logical ids and sinks
+
+    def __str__(self) -> str:
+        extra = [f"{name} {value}" for name, value in self.options] + ["head lists"] * self.per_head
+        return ", ".join([f"{self.op} {self.dtype} D{self.head_dim} P{self.page}", *extra])
+
+    def build(self, target: Target) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        """The function and its arguments as shapes."""
+        return BUILDERS[self.op](self, target)
+
+
+def _shape(*shape: int, dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, dtype)
+
+
+def _attention(case: Case, target: Target, tokens: int, *more: Any):
+    dtype = DTYPES.get(case.dtype, jnp.bfloat16)
+    pools = target.coded_pools if case.dtype in CODECS else target.pools
+    stored = case.dtype if case.dtype in CODECS else dtype
+    lists = KV_HEADS if case.per_head else 1
+    listed = LISTED // 8 if case.per_head else LISTED
+    arguments = [
+        _shape(tokens, HEADS, case.head_dim, dtype=dtype),
+        *pools(POOL_PAGES, KV_HEADS, case.page, case.head_dim, stored),
+        _shape(ROWS, lists, listed),
+        _shape(ROWS, lists),
+        _shape(ROWS),
+        *more,
+    ]
+    named = ()
+    if case.per_head:
+        named = ("logical_ids", "sinks")
+        arguments += [_shape(ROWS, lists, listed), _shape(HEADS, dtype=jnp.float32)]
+    op = functools.partial(
+        getattr(pallas_kernels, case.op), implementation=target.BACKEND, return_lse=True, **dict(case.options)
+    )
+
+    def call(*given):
+        plain = given[: len(given) - len(named)]
+        return op(*plain, **dict(zip(named, given[len(plain) :], strict=True)))
+
+    return call, tuple(arguments)
+
+
+def _decode(case: Case, target: Target):
+    return _attention(case, target, ROWS)
+
+
+def _prefill(case: Case, target: Target):
+    return _attention(case, target, CHUNK, _shape(ROWS + 1))
+
+
+BUILDERS: dict[str, Callable[[Case, Target], tuple[Callable[..., Any], tuple[Any, ...]]]] = {
+    "paged_decode_attention": _decode,
+    "paged_prefill_attention": _prefill,
+    "quantized_decode_attention": _decode,
+}
+STORED = {op: CODECS if op == "quantized_decode_attention" else tuple(DTYPES) for op in BUILDERS}
+OPTIONS = (("window", 4096), ("soft_cap", 30.0))
+
+
+def cases() -> Iterator[Case]:
+    """Every op x dtype or codec x head dim x page size, and the options once per op."""
+    for op in BUILDERS:
+        for dtype, head_dim, page in itertools.product(STORED[op], HEAD_DIMS, PAGES):
+            yield Case(op, dtype, head_dim, page)
+        yield Case(op, STORED[op][0], 128, 32, OPTIONS, per_head=True)
+
+
+def sample() -> Iterator[Case]:
+    """A few cases that cover every value of every axis."""
+    for op in BUILDERS:
+        first, *others = STORED[op]
+        if len(others) > 1:
+            yield from (Case(op, dtype, 128, 32) for dtype in STORED[op])
+            continue
+        for i, head_dim in enumerate(HEAD_DIMS):
+            yield Case(op, first, head_dim, PAGES[i % len(PAGES)])
+        yield from (Case(op, dtype, 128, 32) for dtype in others)
+        yield Case(op, first, 128, 32, OPTIONS, per_head=True)

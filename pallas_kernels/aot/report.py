@@ -1,0 +1,98 @@
+"""What a deviceless compilation reports, and the table of many of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+
+HEADER = """# Compiled kernels
+
+Written by `scripts/compile_check.py`; every kernel was compiled for the device named, on a machine without
+it. Nothing here says how fast a kernel runs.
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Kernel:
+    """One compiled kernel: what it takes of each resource and the most it may take, resources by name.
+
+    On a GPU: registers per thread, spilled bytes, bytes of shared memory per block. On a TPU: bytes of VMEM.
+    """
+
+    name: str
+    resources: Mapping[str, int]
+    limits: Mapping[str, int]
+
+    def problems(self) -> list[str]:
+        """Why this kernel is not acceptable; empty if it is."""
+        return [
+            f"{self.name}: {self.resources[name]} {name}, at most {limit} allowed"
+            for name, limit in self.limits.items()
+            if self.resources.get(name, 0) > limit
+        ]
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """A compiled program: its kernels, seconds to lower and to compile, temporary and aliased bytes,
+    optimized text."""
+
+    kernels: tuple[Kernel, ...]
+    lower_seconds: float
+    compile_seconds: float
+    temporary: int
+    aliased: int
+    text: str = dataclasses.field(repr=False, default="")
+
+    def problems(self) -> list[str]:
+        return [problem for kernel in self.kernels for problem in kernel.problems()]
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """What became of one case on one target: a report, why the backend declined it, or an error."""
+
+    case: str
+    target: str
+    report: Report | None = None
+    declined: str | None = None
+    error: str | None = None
+
+    def problems(self) -> list[str]:
+        if self.error is not None:
+            return [f"{self.case} on {self.target}: {self.error}"]
+        return [f"{self.case} on {self.target}: {p}" for p in (self.report.problems() if self.report else ())]
+
+    def cells(self, resources: Sequence[str]) -> list[str]:
+        """The row of the table; programs of several kernels show each kernel's value."""
+        if self.report is None:
+            return [
+                self.case,
+                *("" for _ in resources),
+                "",
+                f"XLA: {self.declined}" if self.declined else str(self.error),
+            ]
+        values = [
+            " + ".join(f"{kernel.resources.get(name, 0):,}" for kernel in self.report.kernels) for name in resources
+        ]
+        return [self.case, *values, f"{self.report.compile_seconds:.1f}", "; ".join(self.report.problems())]
+
+
+def table(lines: Sequence[Line]) -> str:
+    """Markdown table of the lines of one target."""
+    resources = list(
+        dict.fromkeys(r for line in lines if line.report for k in line.report.kernels for r in k.resources)
+    )
+    rows = [["case", *resources, "compile s", "remark"], ["---"] + ["---:"] * (len(resources) + 1) + ["---"]]
+    rows += [line.cells(resources) for line in lines]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n"
+
+
+def merged(document: str, sections: Mapping[str, str]) -> str:
+    """`document` with one section per target, the given ones replaced or added."""
+    parts = re.split(r"^## (.*)\n", document, flags=re.MULTILINE)
+    kept = dict(zip(parts[1::2], parts[2::2], strict=True))
+    kept |= {name: f"\n{text}\n" for name, text in sections.items()}
+    body = "".join(f"## {name}\n{text}" for name, text in sorted(kept.items()))
+    return f"{HEADER}\n{body}".rstrip() + "\n"

@@ -1,0 +1,89 @@
+"""Shows the records of a run and adds the peer that needs a process of its own."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+Record = dict[str, Any]
+PEER_SECONDS = 90
+
+
+def show(record: Record) -> None:
+    """One line about one case, as it ends."""
+    what = {k: v for k, v in record.items() if k not in ("case", "status", "where", "took_s") and v}
+    brief = ", ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in what.items())
+    print(f"{record['status']:<8} {record['case']}: {brief}", flush=True)
+
+
+def torch_peer(tiny: bool) -> list[Record]:
+    """Records of torch's attention on the shapes of the attention stage."""
+    from suite import attention
+
+    decode, prefill = attention.shapes(tiny)
+    wanted = {f"decode {name}": s for name, s in decode.items() if s.page == 32 and not s.skewed}
+    wanted |= {f"prefill {name}": s for name, s in prefill.items() if s.chunk == s.held}
+    given = {
+        n: [s.rows, s.read or s.held, s.heads, s.kv_heads, s.head_dim, s.chunk] for n, s in wanted.items()
+    }
+    script = Path(__file__).with_name("torch_sdpa.py")
+    try:
+        done = subprocess.run(
+            [sys.executable, str(script), json.dumps(given)],
+            capture_output=True,
+            text=True,
+            timeout=PEER_SECONDS,
+        )
+        results = json.loads(done.stdout)
+    except (subprocess.TimeoutExpired, json.JSONDecodeError) as error:
+        return [{"case": "attention/torch", "status": "skipped", "reason": str(error)[:300]}]
+    found = []
+    for name, outcome in results.items():
+        record: Record = {
+            "case": f"attention/{name}: torch, contiguous",
+            "status": "skipped",
+            "reason": outcome,
+        }
+        if not isinstance(outcome, str):
+            moved = 2 * wanted[name].kv_values
+            record = {"case": record["case"], "status": "ok", "seconds": outcome, "bytes": moved}
+            record["bytes_per_s"] = moved / outcome
+            if wanted[name].chunk:
+                record |= {"flops": wanted[name].flops, "flops_per_s": wanted[name].flops / outcome}
+        show(record)
+        found.append(record)
+    return found
+
+
+def table(records: Sequence[Record]) -> str:
+    """Markdown table of what was timed; bandwidths as a share of the copy bandwidth of the run."""
+    copied = next((r["copy_bytes_per_s"] for r in records if "copy_bytes_per_s" in r), None)
+    rows = [["case", "microseconds", "GB read", "GB/s", "share of copy", "TFLOP/s"], ["---"] + ["---:"] * 5]
+    for record in records:
+        if "seconds" not in record:
+            continue
+        rate = record["bytes_per_s"]
+        rows.append(
+            [
+                record["case"],
+                f"{record['seconds'] * 1e6:.1f}",
+                f"{record['bytes'] / 1e9:.3f}",
+                f"{rate / 1e9:.0f}",
+                f"{rate / copied:.1%}" if copied else "",
+                f"{record['flops_per_s'] / 1e12:.1f}" if "flops_per_s" in record else "",
+            ]
+        )
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def default_path(records: Sequence[Record], root: Path) -> Path:
+    """docs/results/gpu_suite_<device>.json."""
+    device = next((r["device"] for r in records if r["case"] == "machine"), "unknown")
+    return (
+        root / "docs" / "results" / f"gpu_suite_{re.sub(r'[^a-z0-9]+', '_', device.lower()).strip('_')}.json"
+    )

@@ -1,0 +1,59 @@
+"""Kernels lower with plain jaxlib and, where the compilers are installed, compile within the devices'
+limits."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from pallas_kernels.aot import report, sweep
+from pallas_kernels.aot.cases import Case, cases, sample
+
+SAMPLE = tuple(sample())
+ALL = tuple(cases())
+
+
+def test_the_sample_covers_every_value_of_every_axis():
+    for axis in ("op", "dtype", "head_dim", "page", "per_head"):
+        assert {getattr(c, axis) for c in SAMPLE} == {getattr(c, axis) for c in ALL}, axis
+
+
+@pytest.mark.parametrize(("platform", "case"), tuple(itertools.product(sweep.PLATFORMS, SAMPLE)), ids=str)
+def test_lowers_or_declines(platform: str, case: Case):
+    (line,) = sweep.lowered([case], sweep.target(platform))
+    assert line.problems() == []
+
+
+@pytest.mark.aot
+@pytest.mark.parametrize(("platform", "case"), tuple(itertools.product(sweep.PLATFORMS, ALL)), ids=str)
+def test_compiles_within_limits(platform: str, case: Case):
+    target = sweep.target(platform)
+    reason = target.available()
+    assert reason is None, reason
+    for device in target.TARGETS:
+        (line,) = sweep.compiled([case], target, device)
+        assert line.problems() == []
+
+
+def test_only_float32_is_left_to_xla_on_hopper():
+    lines = sweep.lowered([c for c in SAMPLE if c.dtype == "f32"], sweep.target("cuda"))
+    assert all("would be rounded to tf32" in line.declined for line in lines)
+
+
+KERNEL = report.Kernel("k", {"registers": 200, "spilled bytes": 8}, {"registers": 255, "spilled bytes": 0})
+REPORT = report.Report((KERNEL,), 0.5, 1.25, 0, 0)
+
+
+def test_a_spill_is_a_problem():
+    (problem,) = report.Line("case", "device", REPORT).problems()
+    assert problem == "case on device: k: 8 spilled bytes, at most 0 allowed"
+
+
+def test_the_table_keeps_the_sections_of_other_devices():
+    lines = [report.Line("a", "d", REPORT), report.Line("b", "d", declined="float32")]
+    first = report.merged("", {"d": report.table(lines)})
+    both = report.merged(first, {"c": "text"})
+    assert both.index("## c") < both.index("## d")
+    assert "| a | 200 | 8 | 1.2 |" in both and "| b |  |  |  | XLA: float32 |" in both
+    assert report.merged(both, {"c": "other"}).count("## ") == 2

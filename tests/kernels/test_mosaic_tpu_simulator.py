@@ -1,0 +1,81 @@
+"""The Mosaic TPU kernels in the TPU simulator: right numbers without races, and seeded bugs are noticed."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+import types
+
+import jax
+import numpy as np
+import pytest
+
+from pallas_kernels import paged_decode_attention, paged_prefill_attention
+from pallas_kernels.mosaic_tpu import attention, work
+
+from . import oracle
+from .cases import Spec, build
+from .tpu_conformance import in_tpu_layout
+from .tpu_simulator import DMA_MODES, simulate
+
+IDS = 16  # list entries in scalar memory at a time: small, so that short lists stream through it
+SIDE_BY_SIDE = Spec("simulated, side by side", (400, 0, 20), heads=2, kv_heads=1)
+HEAD_LISTS = Spec("simulated, head lists", (300, 20), (5, 20), heads=2, head_dim=128, head_lists=True, gaps=True)
+SHARED_LISTS = Spec("simulated, shared lists", (130, 0, 40), (70, 0, 3), heads=4, dtype="bf16", head_dim=128)
+
+
+def judge(spec: Spec, mode: str) -> str | None:
+    """What is wrong with the kernel on this case: "race", "numbers", "exception" or None."""
+    case = build(spec)
+    arrays = (case.q, *in_tpu_layout(case.k_pages, case.v_pages), case.page_ids, case.counts, case.lengths)
+    op, judge = paged_decode_attention, oracle.decode
+    if spec.queries is not None:
+        op, judge, arrays = paged_prefill_attention, oracle.prefill, (*arrays, case.query_starts)
+    try:
+        (out, lse), race = simulate(mode, op, *arrays, **case.options(), return_lse=True)
+    except jax.errors.JaxRuntimeError:
+        return "exception"
+    if race:
+        return "race"
+    tolerance = 2e-5 if spec.dtype == "f32" else 2e-2
+    expected, expected_lse = judge(case)
+    same = np.allclose(out.astype(np.float64), expected, tolerance, tolerance)
+    return None if same and np.allclose(lse, expected_lse, tolerance, tolerance) else "numbers"
+
+
+@pytest.fixture(autouse=True)
+def short_chunks(monkeypatch):
+    monkeypatch.setattr(attention, "IDS", IDS)
+
+
+@pytest.mark.parametrize("mode", DMA_MODES)
+@pytest.mark.parametrize("spec", (SIDE_BY_SIDE, HEAD_LISTS, SHARED_LISTS), ids=str)
+def test_right_and_free_of_races(spec: Spec, mode: str):
+    assert judge(spec, mode) is None
+
+
+BUGS = {
+    "a page is not waited for": ("copy.wait()", "pass"),
+    "ids are not waited for": ("chunk_copy(r, chunk, slot).wait()", "pass"),
+    "the buffer in use is filled": ("fetch_after(me, block, 1 - buffer)", "fetch_after(me, block, buffer)"),
+    "a wrong page": ("ids[slot, 0, at + j], buffer", "ids[slot, 0, at], buffer"),
+    "a mask one token short": ("seen = place <= query", "seen = place < query"),
+    "a mask one token long": ("seen = place <= query", "seen = place <= query + 1"),
+    "dead values are not zeroed": ("v = jnp.where(alive[None], v, 0)", "pass"),
+}
+QUICK = ("a page is not waited for", "a wrong page", "a mask one token short")
+
+
+@pytest.mark.parametrize(
+    "bug", [pytest.param(bug, marks=() if bug in QUICK else pytest.mark.slow) for bug in BUGS]
+)
+def test_a_seeded_bug_is_noticed(monkeypatch, bug: str):
+    right, wrong = BUGS[bug]
+    source = inspect.getsource(attention)
+    assert source.count(right) == 1
+    mutant = types.ModuleType("mutant")
+    monkeypatch.setitem(sys.modules, "mutant", mutant)
+    exec(compile(source.replace(right, wrong), "mutant", "exec"), mutant.__dict__)
+    mutant.IDS = IDS
+    monkeypatch.setattr(work, "attend_lists", mutant.attend_lists)
+    assert any(judge(SIDE_BY_SIDE, mode) is not None for mode in DMA_MODES)

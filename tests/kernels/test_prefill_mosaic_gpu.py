@@ -1,0 +1,15 @@
+"""The Mosaic GPU backend of prefill attention, in its simulator."""
+
+from __future__ import annotations
+
+from pallas_kernels.mosaic_gpu import target
+
+from .paged_prefill_attention_conformance import PagedPrefillAttentionConformance
+
+
+class TestMosaicGpuPagedPrefillAttention(PagedPrefillAttentionConformance):
+    backend = "mosaic_gpu"
+    supports_dtypes = ("bf16",)
+
+    def interpreted(self):
+        return target.simulated()
