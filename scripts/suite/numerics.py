@@ -16,7 +16,7 @@ from suite.records import Run
 
 LENGTHS = (1, 1500, 33, 0, 700, 64)
 CHUNKS = (1, 300, 1, 0, 64, 17)
-TOLERANCE = {"bf16": 1e-2, "f32": 1e-4}
+TOLERANCE = {"bf16": 1e-2, "f32": 2e-3}  # XLA multiplies float32 as tf32 on these GPUs
 
 # name -> how the inputs differ from the default (8 heads on 2, head dim 128, pages of 32, bf16)
 DECODE: dict[str, dict[str, Any]] = {
