@@ -10,12 +10,13 @@ import jax
 import numpy as np
 
 import pallas_kernels as kernels
-from suite import coded, exact, paged
+from suite import coded, exact, paged, sparse
+from suite.compare import compared
 from suite.records import Run
 
 LENGTHS = (1, 1500, 33, 0, 700, 64)
 CHUNKS = (1, 300, 1, 0, 64, 17)
-TOLERANCE = {"bf16": 1e-2, "f32": 1e-4}
+TOLERANCE = {"bf16": 1e-2, "f32": 2e-3}  # XLA multiplies float32 as tf32 on these GPUs
 
 # name -> how the inputs differ from the default (8 heads on 2, head dim 128, pages of 32, bf16)
 DECODE: dict[str, dict[str, Any]] = {
@@ -66,12 +67,13 @@ CODED = {
 def cases(seed: int, tiny: bool, implementation: Any = None) -> Iterator[tuple[str, Run]]:
     """The cases of this stage; `tiny` ones are small enough for a CPU."""
     for op, specs in (("paged_decode_attention", DECODE), ("paged_prefill_attention", PREFILL)):
-        for name in list(specs)[:2] if tiny else specs:
+        for name in list(specs)[:1] if tiny else specs:
             run = functools.partial(attention, op, specs[name], seed, tiny, implementation)
             yield f"{op}, {name}", run
-    for name in list(CODED)[::3] if tiny else CODED:
+    for name in ["int4"] if tiny else CODED:
         op = "quantized_decode_attention"
         yield f"{op}, {name}", functools.partial(attention, op, CODED[name], seed, tiny, implementation)
+    yield from sparse.cases(seed, tiny, implementation)
     yield "kv_write", functools.partial(kv_write, seed, implementation)
 
 
@@ -114,15 +116,3 @@ def kv_write(seed: int, implementation: Any) -> dict[str, Any]:
     if wrong:
         raise AssertionError(f"{wrong} values differ")
     return {"max_error": 0.0}
-
-
-def compared(got: np.ndarray, expected: np.ndarray, tolerance: float) -> dict[str, Any]:
-    """Largest error relative to the largest expected value; raises if it is too large or not a number."""
-    got = got.astype(np.float64)
-    if not np.isfinite(got).all():
-        raise AssertionError(f"{int((~np.isfinite(got)).sum())} of {got.size} values are not finite")
-    scale = np.abs(expected).max(initial=1e-30)
-    error = float(np.abs(got - expected).max(initial=0) / scale)
-    if error > tolerance:
-        raise AssertionError(f"relative error {error:.2e} exceeds {tolerance:.0e}")
-    return {"max_error": error}

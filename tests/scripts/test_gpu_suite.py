@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from suite import exact, numerics, paged, records, report, supervisor
+from suite import compare, exact, paged, records, report, supervisor
 
 from tests.kernels import oracle
 
@@ -109,9 +109,9 @@ def test_the_float64_reference_agrees_with_the_token_by_token_one(chunks):
 
 def test_wrong_numbers_fail_a_case():
     with pytest.raises(AssertionError, match="relative error"):
-        numerics.compared(np.full(3, 1.02), np.ones(3), 1e-2)
+        compare.compared(np.full(3, 1.02), np.ones(3), 1e-2)
     with pytest.raises(AssertionError, match="1 of 3 values are not finite"):
-        numerics.compared(np.array([1, np.nan, 1]), np.ones(3), 1e-2)
+        compare.compared(np.array([1, np.nan, 1]), np.ones(3), 1e-2)
 
 
 def test_the_table_gives_shares_of_the_copy_bandwidth():
