@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from sparsejax.config import PRESETS
 from sparsejax.errors import ConfigError
+from sparsejax.sparsity.policy import PRESETS
 
 BASELINE = "dense"
 WITHOUT_BUDGET = frozenset({BASELINE})
