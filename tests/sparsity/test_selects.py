@@ -10,6 +10,7 @@ import pytest
 from sparsejax import SamplingParams
 from sparsejax.errors import ConfigError, RequestError
 from sparsejax.sparsity.policy import PRESETS, SparsityConfig
+from tests.engine.in_place import assert_in_place
 from tests.engine.models import random_prompts, tiny_engine
 
 PROMPTS = random_prompts(5, (3, 150, 40, 230, 90))
@@ -62,7 +63,11 @@ def test_every_policy_gives_in_a_mixed_batch_what_it_gives_alone(engine):
     assert len(set(answers)) > 2, "policies must differ where the budget does not cover the sequence"
 
 
-@pytest.mark.parametrize("name", SPARSE)
+def test_pools_and_bounds_are_updated_in_place(engine):
+    assert_in_place(engine)
+
+
+@pytest.mark.parametrize("name", ["random", "quest"])
 def test_an_engine_whose_default_is_sparse(engine, name):
     with tiny_engine(sparsity={"preset": name, "budget": 64, "sink": 16, "recent": 16}) as other:
         wanted = tokens(engine.generate(PROMPTS, asking(name)))

@@ -1,0 +1,27 @@
+"""Whether compiled steps update their state in place, read off the programs."""
+
+from __future__ import annotations
+
+import re
+
+import jax
+
+
+def pool_copies(text: str, shape: tuple[int, ...]) -> list[str]:
+    """Instructions of a compiled program that write a whole new array of a pool's shape."""
+    dims = ",".join(map(str, shape))
+    return re.findall(rf"\[{dims}\]\S* (?:copy|convert|transpose)\(.*", text)
+
+
+def assert_in_place(engine) -> None:
+    """Every program of `engine` aliases its whole state and copies no pool and no bounds."""
+    runner = engine.core.runner
+    state_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(runner.state))
+    layout = runner.state.kv.group.layout
+    shapes = {layout.shape, *(leaf.shape for leaf in jax.tree.leaves(runner.state.kv.bounds))}
+    for key, program in runner.programs.items():
+        memory, text = program.memory_analysis(), program.as_text()
+        assert f"[{','.join(map(str, layout.shape))}]" in text, key
+        assert memory.alias_size_in_bytes == state_bytes, key
+        for shape in shapes:
+            assert not pool_copies(text, shape), (key, shape)
