@@ -10,8 +10,10 @@ from pallas_kernels.page_bounds.api import page_bounds
 from pallas_kernels.page_scores.api import page_scores
 from pallas_kernels.paged_decode_attention.api import paged_decode_attention
 from pallas_kernels.paged_prefill_attention.api import paged_prefill_attention
+from pallas_kernels.partials import merge_partials
 from pallas_kernels.quantize_pages.api import quantize_pages
 from pallas_kernels.quantized_decode_attention.api import quantized_decode_attention
+from pallas_kernels.reporting import Served, report
 from pallas_kernels.select_pages.api import Selection, select_pages
 from pallas_kernels.window_scores.api import window_scores
 
@@ -19,9 +21,11 @@ __all__ = [
     "Declined",
     "NoImplementation",
     "Selection",
+    "Served",
     "attention_mass",
     "explain",
     "kv_write",
+    "merge_partials",
     "open_pages",
     "page_bounds",
     "page_scores",
@@ -29,6 +33,7 @@ __all__ = [
     "paged_prefill_attention",
     "quantize_pages",
     "quantized_decode_attention",
+    "report",
     "select_pages",
     "window_scores",
 ]

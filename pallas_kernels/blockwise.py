@@ -51,7 +51,21 @@ def over_blocks[Carry](
     bound = None if pages.window is None else oldest - pages.window + 1
     first, last = _page_range(pages, row, count, newest, bound)
 
-    def step(size: int, start: Array, i: Array, carry: Carry) -> Carry:
+    def block(entry: Array, ids: Array, seen: Array, live: Array, carry: Carry) -> Carry:
+        scores = batched("kmd,ksd->kms", q, pages.keys(ids, q)) * pages.scale
+        if pages.soft_cap is not None:
+            scores = pages.soft_cap * jnp.tanh(scores / pages.soft_cap)
+        scores = jnp.where(seen, scores, HIDDEN)
+        return body(Block(entry[0], len(entry), ids, scores, seen, live), carry)
+
+    def whole(size: int, i: Array, carry: Carry) -> Carry:
+        """A block that every query sees to its last token: only padding is masked."""
+        entry = i * size + jnp.arange(size)
+        slots = (count.shape[0], size * pages.page_size)
+        seen = jnp.broadcast_to((positions >= 0)[:, None], (slots[0], len(positions), slots[1]))
+        return block(entry, _entries(pages.page_ids, row, entry), seen, jnp.ones(slots, bool), carry)
+
+    def masked(size: int, start: Array, i: Array, carry: Carry) -> Carry:
         entry = start + i * size + jnp.arange(size)
         listed = entry < count[:, None]  # [Kl, size]
         ids = jnp.where(listed, _entries(pages.page_ids, row, entry), 0)
@@ -63,20 +77,20 @@ def over_blocks[Carry](
         if pages.window is not None:
             live &= slot >= bound
             seen &= slot[:, None] > positions[:, None] - pages.window
-        scores = batched("kmd,ksd->kms", q, pages.keys(ids, q)) * pages.scale
-        if pages.soft_cap is not None:
-            scores = pages.soft_cap * jnp.tanh(scores / pages.soft_cap)
-        scores = jnp.where(seen, scores, HIDDEN)
-        return body(Block(entry[0], size, ids, scores, seen, live), carry)
+        return block(entry, ids, seen, live, carry)
 
     large, small = block_of(LARGE, pages.page_size), block_of(SMALL, pages.page_size)
-    start = first // small * small
-    larges = jnp.maximum(last - start, 0) // large
-    rest = start + larges * large
+    start, larges = first // small * small, 0
     if large <= pages.page_ids.shape[2]:
-        carry = lax.fori_loop(0, larges, functools.partial(step, large, start), carry)
-    smalls = (jnp.maximum(last - rest, 0) + small - 1) // small
-    return lax.fori_loop(0, smalls, functools.partial(step, small, rest), carry)
+        if pages.window is None and pages.logical_ids is None:
+            larges = jnp.minimum(count.min(), (oldest + 1) // pages.page_size) // large
+            carry = lax.fori_loop(0, larges, functools.partial(whole, large), carry)
+        else:
+            larges = jnp.maximum(last - start, 0) // large
+            carry = lax.fori_loop(0, larges, functools.partial(masked, large, start), carry)
+    start += larges * large
+    smalls = (jnp.maximum(last - start, 0) + small - 1) // small
+    return lax.fori_loop(0, smalls, functools.partial(masked, small, start), carry)
 
 
 def attend(queries: Queries, pages: Pages, sinks: Array | None = None) -> tuple[Array, Array]:

@@ -3,12 +3,15 @@
 A coded pool holds codes of one of three dtypes, which name the codec:
 
 * int8 [N, K, P, D] and float8_e4m3fn [N, K, P, D]: value = scale * code;
-* uint8 [N, K, P / 2, D], int4: value = zero + scale * code with codes 0 to 15, two tokens in a byte. Row r holds
-  token r in its low four bits and token P / 2 + r in its high ones, so that either half unpacks into consecutive
-  tokens.
+* uint8 [N, K, P / 2, D], int4: value = zero + scale * code with codes 0 to 15, two tokens in a byte. Row r
+  holds token r in its low four bits and token P / 2 + r in its high ones, so that either half unpacks into
+  consecutive tokens.
 
-Keys have one scale (and zero) per channel of a page, values one per token (KIVI, arXiv 2402.02750, with the page
-as the group). All of a page's scales of one KV head lie together in one pool [N, K, X] of a floating dtype:
+XLA on CPU has no copies of 8-bit floats and converts whole pools of fp8 on every call: int8 serves there.
+
+Keys have one scale (and zero) per channel of a page, values one per token (KIVI, arXiv 2402.02750, with the
+page as the group). All of a page's scales of one KV head lie together in one pool [N, K, X] of a floating
+dtype:
 
     k_scale [D] | k_zero [D] (int4 only) | v_scale [P] | v_zero [P] (int4 only) | padding
 """
@@ -49,7 +52,7 @@ def scales_width(codec: str, page_size: int, head_dim: int) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Scales:
-    """The parts of the scales [.., X]: k_scale, k_zero [.., D], v_scale, v_zero [.., P]; no zeros but in int4."""
+    """The parts of scales [.., X]: k_scale, k_zero [.., D], v_scale, v_zero [.., P]; zeros in int4 only."""
 
     k_scale: Array
     k_zero: Array | None
@@ -85,6 +88,11 @@ def unpack(packed: Array) -> Array:
     return jnp.concatenate([packed & 15, packed >> 4], axis=-2)
 
 
+def numbers(codes: Array, codec: str) -> Array:
+    """Codes [.., P, D] in float32, unpacked: what scales multiply."""
+    return (unpack(codes) if codec == "int4" else codes).astype(jnp.float32)
+
+
 def encode(values: Array, codec: str, axis: int, scale_dtype: Any) -> tuple[Array, Array, Array | None]:
     """Codes of values [.., P, D], not packed, with one scale per group along `axis` (-2 keys, -1 values).
 
@@ -102,15 +110,13 @@ def encode(values: Array, codec: str, axis: int, scale_dtype: Any) -> tuple[Arra
     stored = scale.astype(jnp.float32)
     ratio = offset / jnp.expand_dims(jnp.where(stored > 0, stored, 1), axis)
     lowest = 0 if codec == "int4" else -LEVELS[codec]
-    if codec != "fp8":
-        ratio = jnp.round(ratio)
+    ratio = ratio if codec == "fp8" else jnp.round(ratio)
     return jnp.clip(ratio, lowest, LEVELS[codec]).astype(DTYPES[codec]), scale, zero
 
 
 def decode(codes: Array, codec: str, axis: int, scale: Array, zero: Array | None) -> Array:
     """Values [.., P, D] in float32 of codes as stored, with one scale per group along `axis`."""
-    codes = unpack(codes) if codec == "int4" else codes
-    values = codes.astype(jnp.float32) * jnp.expand_dims(scale.astype(jnp.float32), axis)
+    values = numbers(codes, codec) * jnp.expand_dims(scale.astype(jnp.float32), axis)
     return values if zero is None else values + jnp.expand_dims(zero.astype(jnp.float32), axis)
 
 

@@ -1,4 +1,4 @@
-"""Checks of the arrays that ops beside dense attention take: keys alone, bounds, coded pools, lists of pages."""
+"""Checks of arrays that not only dense attention takes: keys alone, bounds, coded pools, lists of pages."""
 
 from __future__ import annotations
 
@@ -38,20 +38,19 @@ def key_pages(k_pages: Any, scales: Any, head_dim: int) -> tuple[int, int, int]:
 
 def coded_pools(k_codes: Any, v_codes: Any, scales: Any, head_dim: int) -> tuple[int, int, int, int]:
     """Checks one layer's coded pools; returns (N, K, P, D)."""
-    _pair("k_codes", k_codes, "v_codes", v_codes, head_dim)
+    checks.shape_of("k_codes", k_codes, (None,) * 4, "N K P D")
+    stores("k_codes", k_codes, head_dim if v_codes is not None else 2 * head_dim)
+    if v_codes is not None:
+        checks.shape_of("v_codes", v_codes, tuple(k_codes.shape), "N K P D")
+        same = f"k_codes and v_codes must share a dtype; got {k_codes.dtype} and {v_codes.dtype}"
+        checks.require(k_codes.dtype == v_codes.dtype, same)
     return k_codes.shape[0], k_codes.shape[1], _scales(k_codes, scales, head_dim), head_dim
-
-
-def dense_pools(k_pages: Any, v_pages: Any, head_dim: int) -> tuple[int, int, int, int]:
-    """Checks one layer's dense pools; returns (N, K, P, D)."""
-    _pair("k_pages", k_pages, "v_pages", v_pages, head_dim)
-    checks.floating("k_pages", k_pages)
-    return (*k_pages.shape[:3], head_dim)
 
 
 def transfer(k_codes: Any, v_codes: Any, scales: Any, k_pages: Any, v_pages: Any, head_dim: int) -> None:
     """Checks coded and dense pools between which pages move."""
-    coded, dense = coded_pools(k_codes, v_codes, scales, head_dim), dense_pools(k_pages, v_pages, head_dim)
+    coded = coded_pools(k_codes, v_codes, scales, head_dim)
+    dense = checks.pools(k_pages, v_pages, head_dim)
     checks.require(
         coded[1:] == dense[1:],
         f"coded and dense pools must agree in K, P and D; got {list(coded[1:])} and {list(dense[1:])}",
@@ -68,16 +67,6 @@ def bounds_pool(bounds: Any, head_dim: int) -> int:
         f"bounds must store {head_dim} minima and as many maxima; got {list(bounds.shape)}",
     )
     return bounds.shape[1]
-
-
-def _pair(k_name: str, k_pool: Any, v_name: str, v_pool: Any, head_dim: int) -> None:
-    """Checks pools of K and V, or the one that holds both side by side where there is no pool of V."""
-    checks.shape_of(k_name, k_pool, (None,) * 4, "N K P D")
-    stores(k_name, k_pool, head_dim if v_pool is not None else 2 * head_dim)
-    if v_pool is not None:
-        checks.shape_of(v_name, v_pool, tuple(k_pool.shape), "N K P D")
-        same = f"{k_name} and {v_name} must share a dtype; got {k_pool.dtype} and {v_pool.dtype}"
-        checks.require(k_pool.dtype == v_pool.dtype, same)
 
 
 def _scales(k_codes: Any, scales: Any, head_dim: int) -> int:

@@ -81,10 +81,16 @@ def explain(op: str | Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[st
     the reference is listed only where it was asked for.
     """
     name = op if isinstance(op, str) else op.__name__
-    public = getattr(importlib.import_module(__package__), name)
-    names = candidates(kwargs.pop("implementation", None))
+    return explain_among(candidates(kwargs.pop("implementation", None)), name, *args, **kwargs)
+
+
+def explain_among(
+    names: Sequence[str], op: str, *args: Any, platform: str | None = None, **kwargs: Any
+) -> tuple[str | None, dict[str, str]]:
+    """`explain` for these candidates, which are those of `platform` (default: JAX's)."""
+    public = getattr(importlib.import_module(__package__), op)
     reasons = {
-        other: f"is not tried on {jax.default_backend()}"
+        other: f"is not tried on {platform or jax.default_backend()}"
         for other in BACKENDS
         if other not in names and other != "reference"
     }

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 
-from benchmarks import serve
+from benchmarks import serve, start, steps
 
-COMMANDS = {"serve": serve}
+COMMANDS = {"serve": serve, "steps": steps, "start": start}
 
 
 def main() -> int:

@@ -1,7 +1,8 @@
-"""Writes the benchmark tables of README.md (or another file) from stored JSON, between its markers.
+"""Writes the benchmark tables and pictures of README.md (or other files) from stored JSON, between markers.
 
-A marker pair is ``<!-- bench:NAME.json DTYPE -->`` and ``<!-- /bench -->``; NAME.json lies in docs/results.
-`--check` changes nothing and fails where a table differs from its results.
+A marker pair is ``<!-- bench:NAME.json DTYPE -->`` (a table) or ``<!-- chart:NAME.json -->`` (the picture
+NAME.svg) and ``<!-- /bench -->``; NAME.json lies in docs/results. What was not measured yet says so.
+`--check` changes nothing and fails where a file differs from its results.
 """
 
 from __future__ import annotations
@@ -12,37 +13,53 @@ import re
 import sys
 from pathlib import Path
 
+from benchmarks.chart import caption, serve_chart
 from benchmarks.report import serve_table
 
 ROOT = Path(__file__).resolve().parent.parent
-MARKED = re.compile(r"(<!-- bench:(\S+) (\w+) -->\n).*?(<!-- /bench -->)", re.S)
+RESULTS = Path("docs/results")
+MARKED = re.compile(r"(<!-- (bench|chart):(\S+)(?: (\w+))? -->\n).*?(<!-- /bench -->)", re.S)
+MISSING = "Not measured yet.\n"
 
 
-def rewrite(text: str, results: Path) -> str:
-    """The text with every marked table made anew."""
+def rewrite(source: Path, root: Path) -> dict[Path, str]:
+    """The text of ``source`` with every marked part made anew, and that of the pictures it shows."""
+    made: dict[Path, str] = {}
 
-    def table(match: re.Match) -> str:
-        stored = json.loads((results / match[2]).read_text())
-        return f"{match[1]}{serve_table(stored, match[3])}{match[4]}"
+    def part(match: re.Match) -> str:
+        kind, name, dtype = match[2], match[3], match[4]
+        path = root / RESULTS / name
+        stored = json.loads(path.read_text()) if path.exists() else {"dtypes": {}}
+        if kind == "bench":
+            body = serve_table(stored, dtype) if dtype in stored["dtypes"] else MISSING
+        elif stored["dtypes"]:
+            picture = path.with_suffix(".svg")
+            made[picture] = serve_chart(stored)
+            link = picture.relative_to(source.resolve().parent, walk_up=True)
+            body = f"![{caption(stored)}]({link.as_posix()})\n"
+        else:
+            body = MISSING
+        return f"{match[1]}{body}{match[5]}"
 
-    return MARKED.sub(table, text)
+    made[source] = MARKED.sub(part, source.read_text())
+    return made
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("files", nargs="*", type=Path, default=[ROOT / "README.md"])
+    files = [path for path in (ROOT / "README.md", ROOT / "docs/benchmarks.md") if path.exists()]
+    parser.add_argument("files", nargs="*", type=Path, default=files)
     parser.add_argument("--check", action="store_true")
     args = parser.parse_args()
     stale = []
-    for path in args.files:
-        old = path.read_text()
-        new = rewrite(old, ROOT / "docs/results")
-        if new != old:
-            stale.append(str(path))
-            if not args.check:
-                path.write_text(new)
+    for source in args.files:
+        for path, new in rewrite(source.resolve(), ROOT).items():
+            if not path.exists() or path.read_text() != new:
+                stale.append(path.relative_to(ROOT, walk_up=True).as_posix())
+                if not args.check:
+                    path.write_text(new)
     if args.check and stale:
-        print(f"stale benchmark tables in {', '.join(stale)}: run scripts/bench_report.py", file=sys.stderr)
+        print(f"stale: {', '.join(stale)}; run scripts/bench_report.py", file=sys.stderr)
         return 1
     return 0
 

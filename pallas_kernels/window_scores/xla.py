@@ -36,8 +36,10 @@ def window_scores(
     by_head = q.reshape(rows, size, kv_heads, groups, head_dim).swapaxes(1, 2)
 
     def one_row(row: Array, total: Array) -> Array:
-        positions = jnp.repeat(lengths[row] - size + jnp.arange(size), groups)
-        queries = Queries(by_head[row].reshape(kv_heads, -1, head_dim), positions, row)
+        positions = jnp.maximum(lengths[row] - size + jnp.arange(size), -1)
+        queries = Queries(
+            by_head[row].reshape(kv_heads, -1, head_dim), jnp.repeat(positions, groups), row
+        )
         return mass.add(total, queries, log_sum_exp(queries, pages, sinks), pages, groups, group)
 
     total = lax.fori_loop(0, rows, one_row, mass.nothing(pages, True))

@@ -1,8 +1,8 @@
 """The process side of a contender: reads one JSON request per line, answers one JSON line each.
 
 Standard library only, so that any interpreter can run it. A contender is ``load(settings)``, which returns
-``serve`` and the versions in use; ``serve(requests)`` returns the new token ids per request. The settings
-name the model, the dtype and the threads.
+``serve`` and what a report should say about it (versions, settings); ``serve(requests)`` returns the new
+token ids per request. The settings name the model, the dtype and the threads.
 """
 
 from __future__ import annotations
@@ -42,10 +42,11 @@ def restrict(threads: int) -> None:
     os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(threads)
 
 
-def main(load: Callable[[dict], tuple[Serve, dict]]) -> None:
+def main(load: Callable[[dict], tuple[Serve, dict]], counters: Callable[[], dict] = dict) -> None:
     """Answer ``load`` once and then any number of ``run`` until the input ends.
 
-    What libraries print goes to stderr: the standard output carries answers only.
+    What libraries print goes to stderr: the standard output carries answers only. An answer also has what
+    each of ``counters()`` grew by.
     """
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
@@ -56,12 +57,14 @@ def main(load: Callable[[dict], tuple[Serve, dict]]) -> None:
             started, cpu = time.perf_counter(), time.process_time()
             if request["op"] == "load":
                 restrict(request["threads"])
-                serve, versions = load(request)
-                answer = {"versions": versions}
+                serve, answer = load(request)
+                before = counters()
             else:
                 peak_mib(reset=True)
+                before = counters()
                 answer = {"tokens": serve(request["requests"])}
             seconds = time.perf_counter() - started
+            answer |= {name: value - before[name] for name, value in counters().items()}
             answer |= {"seconds": seconds, "cpu_seconds": time.process_time() - cpu, "peak_mib": peak_mib()}
         except Exception:  # whatever went wrong belongs in the answer; the caller decides
             answer = {"error": traceback.format_exc()}

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,13 @@ class Contender:
     """A contender in its own process, asked through JSON lines. A context manager that ends the process."""
 
     def __init__(
-        self, name: str, python: str, script: str, settings: dict[str, Any], cwd: Path | None = None
+        self, name: str, python: str, script: str, settings: dict[str, Any], root: Path | None = None
     ):
         self.name = name
         self.log = tempfile.TemporaryFile("w+")
         env = {**os.environ, "OMP_NUM_THREADS": str(settings["threads"]), "TOKENIZERS_PARALLELISM": "false"}
+        if root is not None:
+            env["PYTHONPATH"] = str(root)  # the checkout beside this file is measured, installed or not
         self.process = subprocess.Popen(
             [python, str(HERE / script)],
             stdin=subprocess.PIPE,
@@ -33,7 +36,6 @@ class Contender:
             stderr=self.log,
             text=True,
             env=env,
-            cwd=cwd,
         )
         self.loaded = self.ask({"op": "load", **settings})
 
@@ -54,11 +56,14 @@ class Contender:
             raise ContenderFailed(f"{self.name}: {answer['error']}")
         return answer
 
-    def run(self, requests: list) -> dict[str, Any]:
-        """Serve the requests once; the answer gains the load others put on the machine meanwhile."""
-        before = Load.now(self.process.pid)
+    def run(self, requests: list, waiting: Sequence[Contender] = ()) -> dict[str, Any]:
+        """Serve the requests once; the answer gains the shares of the processors that the contenders in
+        ``waiting`` and everybody else used meanwhile.
+        """
+        pids = [other.process.pid for other in waiting if other is not self]
+        before = Load.now(self.process.pid, pids)
         answer = self.ask({"op": "run", "requests": requests})
-        answer["foreign_cpu"] = Load.now(self.process.pid).foreign_since(before)
+        answer |= Load.now(self.process.pid, pids).since(before)
         answer["load_average"] = os.getloadavg()[0]
         return answer
 
@@ -83,28 +88,32 @@ class Contender:
 
 @dataclass(frozen=True)
 class Load:
-    """Clock ticks of all processors (busy, total) and those of one process and this one; zeros off Linux."""
+    """Clock ticks: of all processors (busy, total), of one process with this one, and of the idle ones."""
 
     busy: int
     total: int
     own: int
+    waiting: int
 
     @classmethod
-    def now(cls, pid: int) -> Load:
+    def now(cls, pid: int, waiting: Sequence[int] = ()) -> Load:
+        """The ticks so far; all zero where the system does not tell (off Linux)."""
         try:
             first = Path("/proc/stat").read_text().splitlines()[0]
             ticks = [int(field) for field in first.split()[1:9]]
             own = sum(map(ticks_of, (pid, os.getpid())))
+            return cls(sum(ticks) - ticks[3] - ticks[4], sum(ticks), own, sum(map(ticks_of, waiting)))
         except OSError:
-            return cls(0, 0, 0)
-        return cls(sum(ticks) - ticks[3] - ticks[4], sum(ticks), own)
+            return cls(0, 0, 0, 0)
 
-    def foreign_since(self, before: Load) -> float | None:
-        """Share of the machine's processors that others used since ``before``."""
+    def since(self, before: Load) -> dict[str, float | None]:
+        """Shares of the machine's processors since ``before``; None where the system does not tell."""
         total = self.total - before.total
         if total <= 0:
-            return None
-        return max(0.0, (self.busy - before.busy - (self.own - before.own)) / total)
+            return {"waiting_cpu": None, "foreign_cpu": None}
+        waiting = self.waiting - before.waiting
+        foreign = (self.busy - before.busy) - (self.own - before.own) - waiting
+        return {"waiting_cpu": waiting / total, "foreign_cpu": max(0.0, foreign / total)}
 
 
 def ticks_of(pid: int) -> int:

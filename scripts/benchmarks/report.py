@@ -19,14 +19,15 @@ HEADER = (
     "CPU seconds",
     "peak MiB",
     "others' CPU",
-    "same tokens",
+    "same answers",
 )
 
 
 def spread(values: Sequence[float]) -> str:
     """Median, range and interquartile range."""
-    low, high = (statistics.quantiles(values, n=4)[i] for i in (0, 2)) if len(values) > 1 else (0, 0)
-    return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f}, {high - low:.2f})"
+    quartiles = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else [0.0] * 3
+    width = quartiles[2] - quartiles[0]
+    return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f}, {width:.2f})"
 
 
 def by_contender(entry: dict) -> dict[str, list[dict]]:
@@ -40,7 +41,7 @@ def median(runs: list[dict], field: str) -> float:
     return statistics.median(run[field] for run in runs)
 
 
-def serve_rows(entry: dict) -> list[tuple[str, ...]]:
+def serve_rows(entry: dict, requests: int) -> list[tuple[str, ...]]:
     """One row per contender, ours first, then the peer's modes from the fastest."""
     grouped = by_contender(entry)
     order = sorted(grouped, key=lambda name: (name != OURS, median(grouped[name], "seconds")))
@@ -56,7 +57,7 @@ def serve_rows(entry: dict) -> list[tuple[str, ...]]:
                 f"{median(runs, 'cpu_seconds'):.1f}",
                 f"{max(run['peak_mib'] for run in runs):.0f}",
                 f"{statistics.median(foreign):.0%}" if foreign else "unknown",
-                f"{sum(run['same_tokens'] for run in runs)}",
+                f"{sum(run['same_tokens'] for run in runs)} of {len(runs) * requests}",
             )
         )
     return rows
@@ -87,7 +88,7 @@ def serve_table(results: dict, dtype: str) -> str:
         f"new tokens, {rounds} interleaved repetitions after one warm-up each, {results['threads']} threads "
         f"({results['machine']['cpu']}; {versions}).",
         "",
-        markdown([HEADER, *serve_rows(entry)]),
+        markdown([HEADER, *serve_rows(entry, load["requests"])]),
     ]
     if text := ratio_text(entry):
         lines += ["", f"sparsejax has {text}"]

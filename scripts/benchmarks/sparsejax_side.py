@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from contender import Requests, Serve, main
+
+engine: Any = None
 
 
 def load(settings: dict) -> tuple[Serve, dict]:
+    global engine
     import jax
     import numpy as np
 
@@ -24,8 +29,12 @@ def load(settings: dict) -> tuple[Serve, dict]:
         return [list(output.outputs[0].token_ids) for output in outputs]
 
     versions = {"sparsejax": sparsejax.__version__, "jax": jax.__version__, "numpy": np.__version__}
-    return serve, versions
+    return serve, {"versions": versions, "settings": settings["engine"]}
+
+
+def counters() -> dict[str, int]:
+    return {"compiles": engine.stats()["compiles"]}
 
 
 if __name__ == "__main__":
-    main(load)
+    main(load, counters)

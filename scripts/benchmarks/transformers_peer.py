@@ -22,7 +22,8 @@ def load(settings: dict) -> tuple[Serve, dict]:
     model.generation_config.eos_token_id = None  # every request generates its full length
     model.generation_config.pad_token_id = 0
     versions = {"transformers": transformers.__version__, "torch": torch.__version__}
-    return MODES[settings["mode"]](model, settings), versions
+    about = {"versions": versions, "settings": {"attention": model.config._attn_implementation}}
+    return MODES[settings["mode"]](model, settings, about["settings"]), about
 
 
 def padded(model, requests: Requests) -> list:
@@ -40,22 +41,23 @@ def padded(model, requests: Requests) -> list:
     return [row[width : width + new].tolist() for row, (_, new) in zip(out, requests)]  # noqa: B905
 
 
-def one_by_one(model, settings: dict) -> Serve:
+def one_by_one(model, settings: dict, used: dict) -> Serve:
     return lambda requests: [padded(model, [request])[0] for request in requests]
 
 
-def static(model, settings: dict) -> Serve:
+def static(model, settings: dict, used: dict) -> Serve:
     return lambda requests: padded(model, requests)
 
 
-def sorted_batches(model, settings: dict) -> Serve:
+def sorted_batches(model, settings: dict, used: dict) -> Serve:
     """Small batches of prompts of similar length, so that little is padded."""
+    size = used["batch"] = settings.get("batch", SORTED_BATCH)
 
     def serve(requests: Requests) -> list:
         order = sorted(range(len(requests)), key=lambda i: len(requests[i][0]))
         out = [None] * len(requests)
-        for start in range(0, len(order), SORTED_BATCH):
-            group = order[start : start + SORTED_BATCH]
+        for start in range(0, len(order), size):
+            group = order[start : start + size]
             for index, tokens in zip(group, padded(model, [requests[i] for i in group])):  # noqa: B905
                 out[index] = tokens
         return out
@@ -63,16 +65,20 @@ def sorted_batches(model, settings: dict) -> Serve:
     return serve
 
 
-def continuous(model, settings: dict) -> Serve:
+def continuous(model, settings: dict, used: dict) -> Serve:
     """transformers' own continuous batching; one manager lives for all rounds, its pool fits the workload."""
     import torch
     from transformers import ContinuousBatchingConfig, GenerationConfig
 
     page = settings.get("page_size", 256)
+    pool = {
+        "page_size": page,
+        "num_blocks": settings["pool_tokens"] // page + settings["max_requests"],
+        "max_batch_tokens": settings.get("max_batch_tokens", 512),
+    }
+    used |= pool
     config = ContinuousBatchingConfig(
-        page_size=page,
-        num_blocks=settings["pool_tokens"] // page + settings["max_requests"],
-        max_batch_tokens=settings.get("max_batch_tokens", 512),
+        **pool,
         max_requests_per_batch=settings["max_requests"],
         allow_block_sharing=False,
         auto_switch_to_flash=False,

@@ -35,10 +35,15 @@ class Workload:
             for prompt, new in zip(*self.lengths(), strict=True)
         ]
 
+    def warm_up(self, new: int) -> list[tuple[list[int], int]]:
+        """Every prompt length of the workload with other tokens, and at most ``new`` tokens to generate."""
+        return [(prompt, min(count, new)) for prompt, count in self.make(-1)]
+
     def describe(self) -> dict:
         prompts, new = self.lengths()
         return {**asdict(self), "prompt_tokens": sum(prompts), "new_tokens": sum(new)}
 
 
 FULL = Workload()
+SMOKE = Workload(requests=4, prompt=(32, 128), new=(8, 16))
 TINY = Workload(requests=4, prompt=(8, 32), new=(4, 8), vocab_size=256)

@@ -29,9 +29,7 @@ class Round:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("workload")
-    group.add_argument(
-        "--num-prompts", type=int, default=8, metavar="N", help="requests per round (default: 8)"
-    )
+    group.add_argument("--num-prompts", type=int, default=8, metavar="N", help="requests per round (default: 8)")
     group.add_argument("--input-len", type=int, default=128, metavar="N", help="prompt tokens (default: 128)")
     group.add_argument("--output-len", type=int, default=64, metavar="N", help="new tokens (default: 64)")
     group.add_argument("--rounds", type=int, default=3, metavar="N", help="timed rounds (default: 3)")
@@ -46,9 +44,7 @@ def run(args: argparse.Namespace) -> int:
     with options.make_engine(args) as engine:
         vocabulary = engine.core.runner.vocab_size
         serve(engine, workload(args, vocabulary, 0), args.output_len)
-        rounds = [
-            serve(engine, workload(args, vocabulary, i), args.output_len) for i in range(1, args.rounds + 1)
-        ]
+        rounds = [serve(engine, workload(args, vocabulary, i), args.output_len) for i in range(1, args.rounds + 1)]
         live = engine.memory()
     print(as_json(rounds, live) if args.json else as_text(args, rounds, live))
     return 0
@@ -84,9 +80,7 @@ def middle(rounds: list[Round]) -> dict[str, float]:
 
 
 def as_json(rounds: list[Round], memory: dict[str, int]) -> str:
-    return json.dumps(
-        {"median": middle(rounds), "rounds": [asdict(r) for r in rounds], "memory": memory}, indent=2
-    )
+    return json.dumps({"median": middle(rounds), "rounds": [asdict(r) for r in rounds], "memory": memory}, indent=2)
 
 
 def as_text(args: argparse.Namespace, rounds: list[Round], memory: dict[str, int]) -> str:

@@ -86,7 +86,5 @@ class Conversation:
             if deltas is not None:
                 deltas.close()  # aborts the request if it still runs
         seconds = time.monotonic() - started
-        print(
-            f"\n({tokens} tokens, {tokens / max(seconds, 1e-9):.1f} tokens/s)" if sys.stdin.isatty() else ""
-        )
+        print(f"\n({tokens} tokens, {tokens / max(seconds, 1e-9):.1f} tokens/s)" if sys.stdin.isatty() else "")
         self.messages = [*messages, {"role": "assistant", "content": text}]

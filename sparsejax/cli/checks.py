@@ -44,6 +44,19 @@ def requirements() -> Iterator[tuple[Any, str | None]]:
         yield requirement, extra[1] if extra else None
 
 
+def parts(requirement: Any) -> Iterator[str]:
+    """What the extras of a requirement need in turn: ``jax[cuda13]`` needs more than jax."""
+    from packaging.requirements import Requirement
+
+    if installed(requirement.name) is None:
+        return
+    for text in metadata.requires(requirement.name) or []:
+        needed = Requirement(text)
+        if needed.marker and not needed.marker.evaluate({"extra": ""}):
+            if any(needed.marker.evaluate({"extra": extra}) for extra in requirement.extras):
+                yield needed.name
+
+
 def installed(name: str) -> str | None:
     try:
         return metadata.version(name)
@@ -65,9 +78,7 @@ def packages() -> Iterator[Check]:
     yield Check("packages", "ok", ", ".join(found))
     if wrong:
         names = " ".join(f"'{text.partition(' ')[0]}'" for text in wrong)
-        yield Check(
-            "packages", "fail", f"needed: {', '.join(wrong)}", f"{sys.executable} -m pip install {names}"
-        )
+        yield Check("packages", "fail", f"needed: {', '.join(wrong)}", f"{sys.executable} -m pip install {names}")
 
 
 def extras() -> Iterator[Check]:
@@ -75,7 +86,7 @@ def extras() -> Iterator[Check]:
     needed: dict[str, list[str]] = {}
     for requirement, extra in requirements():
         if extra is not None:
-            needed.setdefault(extra, []).append(requirement.name)
+            needed.setdefault(extra, []).extend([requirement.name, *parts(requirement)])
     ready = [extra for extra, names in needed.items() if all(installed(name) for name in names)]
     absent = [extra for extra in needed if extra not in ready]
     text = f"installed: {', '.join(ready) or 'none'}; not installed: {', '.join(absent) or 'none'}"
@@ -95,14 +106,27 @@ def processor() -> Check:
 
 
 def memory() -> Check:
-    """Free main memory; too little is the usual reason for a killed process."""
+    """Free main memory and a container's ceiling; too little is the usual reason for a killed process."""
     import psutil
 
     free, total = psutil.virtual_memory().available, psutil.virtual_memory().total
+    ceiling = memory_ceiling()
     text = f"{show.size(free)} free of {show.size(total)}"
+    if ceiling is not None and ceiling < total:
+        free = min(free, ceiling)
+        text += f", limited to {show.size(ceiling)} for this container"
     if free < 2**30:
         return Check("memory", "note", text, "less than 1 GiB is free: close programs or use a smaller model")
     return Check("memory", "ok", text)
+
+
+def memory_ceiling() -> int | None:
+    """Bytes that the control group of this process may use; None where there is no limit."""
+    for name in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        path = Path(name)
+        if path.exists() and (text := path.read_text().strip()).isdigit():
+            return int(text)
+    return None
 
 
 def devices() -> Check:

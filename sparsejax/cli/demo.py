@@ -1,4 +1,7 @@
-"""Serve a batch of prompts with the model inside the package, then stream one answer."""
+"""Serve a batch of documents with questions, then stream one answer: speed, KV bytes, and what to try next.
+
+The model inside the package looks facts up in documents. Another one is shown with --model.
+"""
 
 from __future__ import annotations
 
@@ -7,21 +10,28 @@ import time
 from typing import Any
 
 from sparsejax.cli import options, show
+from sparsejax.errors import ConfigError
 
-PROMPTS = (
-    "The lighthouse keeper",
-    "Once upon a time",
-    "In the morning the river",
-    "The old clock",
+# Task and tokens of each document: short and long requests share every step.
+BATCH = (
+    ("niah_single", 128),
+    ("kv", 192),
+    ("vt", 256),
+    ("niah_multikey", 384),
+    ("niah_dense", 512),
+    ("kv", 640),
+    ("vt", 768),
+    ("niah_multikey", 1024),
 )
-STREAMED = "The quiet road"
-NEW_TOKENS = 48
+STREAMED = ("vt", 256)
+NEW_TOKENS = 24
 
 NEXT = """What to try next:
-  sparsejax generate "your text" --max-tokens 64      complete a prompt
-  sparsejax chat --model path/or/hub-id               talk with a model of your own
-  sparsejax bench                                     measure this machine
-  sparsejax doctor                                    check versions, devices and kernels"""
+  sparsejax chat --model path/or/hub-id                talk with a model of your own
+  sparsejax generate "your text" --max-tokens 64       complete a prompt; --file and --json for many
+  sparsejax memory --model path/or/hub-id              what a model and its KV cache need
+  sparsejax bench                                      measure this machine
+  sparsejax doctor                                     check versions, devices and kernels"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,33 +39,89 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from sparsejax import SamplingParams
-
-    params = SamplingParams(temperature=0.0, max_tokens=NEW_TOKENS)
     print("Starting the engine (the first start compiles; later ones are faster) ...", flush=True)
     started = time.perf_counter()
     with options.make_engine(args) as engine:
-        print(f"Ready after {time.perf_counter() - started:.1f} s.\n")
-        serve_batch(engine, params)
-        print(f"\nOne more, streamed as it is made:\n  {STREAMED}", end="", flush=True)
-        show.stream(engine.stream(STREAMED, params))
-        print(f"\n\n{memory_text(engine)}\n\n{NEXT}")
+        print(f"Ready after {time.perf_counter() - started:.1f} s.\n", flush=True)
+        if engine.tokenizer is None:
+            raise ConfigError("the demo sends text, but this model has no tokenizer: give --tokenizer too.")
+        serve_batch(engine, [sample(engine, *one, seed) for seed, one in enumerate(BATCH)])
+        stream_one(engine, sample(engine, *STREAMED, len(BATCH)))
+        print(f"\n{memory_text(engine)}\n\n{NEXT}")
     return 0
 
 
-def serve_batch(engine: Any, params: Any) -> None:
-    """Serve every prompt at once and print each answer and the rate."""
+def sample(engine: Any, task: str, length: int, seed: int) -> Any:
+    """A document of `length` tokens with a question that has one right answer."""
+    from sparsejax.evaluation.tasks import make_sample
+
+    return make_sample(task, length=length, seed=seed, tokenizer=engine.tokenizer)
+
+
+def serve_batch(engine: Any, samples: list[Any]) -> None:
+    """Serve every document at once; print each answer, and the rates of a second, warm round."""
+    from sparsejax import SamplingParams
+
+    params = SamplingParams(temperature=0.0, max_tokens=NEW_TOKENS, stop=["\n"])
+    prompts = [one.context + one.turns[0].prompt for one in samples]
+    outputs, kv_bytes = generate_watched(engine, prompts, params)
+    print(f"{len(samples)} documents served together, one question each:")
+    rows, right = [], 0
+    for one, output in zip(samples, outputs, strict=True):
+        turn, reply = one.turns[0], output.outputs[0].text
+        good = turn.score(reply)
+        right += good
+        mark = "right" if good else f"should be {', '.join(turn.answers)}"
+        question = turn.prompt.strip().removeprefix("Q:").removesuffix("A:").strip()
+        rows.append((f"{len(output.prompt_token_ids)} tokens", question, show.shorten(reply, 40), mark))
+    print(show.table(rows))
     started = time.perf_counter()
-    outputs = engine.generate(list(PROMPTS), params)
+    engine.generate(prompts, params, use_tqdm=False)
     seconds = time.perf_counter() - started
-    print(f"{len(PROMPTS)} prompts served together:")
-    for output in outputs:
-        print(f"  {output.prompt} -> {show.shorten(output.outputs[0].text)}")
     prompt = sum(len(output.prompt_token_ids) for output in outputs)
     new = sum(len(output.outputs[0].token_ids) for output in outputs)
+    pool = show.size(engine.memory()["kv_pages"])
     print(
-        f"{prompt} prompt tokens and {new} new tokens in {seconds:.2f} s: {new / seconds:.0f} new tokens/s."
+        f"{right} of {len(samples)} answers are right.\n\n"
+        f"Once more, warm: {prompt} prompt and {new} new tokens in {seconds:.2f} s, "
+        f"{(prompt + new) / seconds:.0f} tokens/s.\n"
+        f"KV pages in use at most: {show.size(kv_bytes)} ({kv_bytes / prompt:.0f} bytes per prompt token) "
+        f"of a pool of {pool}."
     )
+
+
+def generate_watched(engine: Any, prompts: list[str], params: Any) -> tuple[list[Any], int]:
+    """The outputs in input order, and the bytes of KV pages in use at most."""
+    done: dict[str, Any] = {}
+    most = 0
+    for index, prompt in enumerate(prompts):
+        engine.add_request(f"demo-{index}", prompt, params)
+    while engine.has_unfinished():
+        done |= {output.request_id: output for output in engine.step()}
+        most = max(most, engine.stats()["kv_live_bytes"])
+    return [done[f"demo-{index}"] for index in range(len(prompts))], most
+
+
+def stream_one(engine: Any, one: Any) -> None:
+    """Stream one answer as it is made and print when its first token came."""
+    from sparsejax import SamplingParams
+
+    question = one.turns[0].prompt
+    print(f"\nOne more, streamed as it is made:\n  ...{one.context[-60:]}", end="")
+    print(question.replace("\n", "\n  "), end="", flush=True)
+    params = SamplingParams(temperature=0.0, max_tokens=NEW_TOKENS, stop=["\n"])
+    started = time.perf_counter()
+    first: list[float] = []
+
+    def timed() -> Any:
+        for delta in engine.stream(one.context + question, params):
+            first.append(time.perf_counter() - started)
+            yield delta
+
+    _, tokens, _ = show.stream(timed())
+    seconds = time.perf_counter() - started
+    if first:
+        print(f"\n  (first token after {1e3 * first[0]:.0f} ms, {tokens} tokens in {1e3 * seconds:.0f} ms)")
 
 
 def memory_text(engine: Any) -> str:

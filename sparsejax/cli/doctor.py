@@ -15,9 +15,7 @@ MARKS = {"ok": "ok  ", "note": "note", "fail": "FAIL"}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("checks")
-    group.add_argument(
-        "--check-nan", action="store_true", help="read every weight and report NaN and infinity"
-    )
+    group.add_argument("--check-nan", action="store_true", help="read every weight and report NaN and infinity")
     group.add_argument("--no-model", action="store_true", help="do not load a model")
     group.add_argument("--json", action="store_true", help="print the checks as JSON")
     options.add_engine_options(parser)

@@ -25,9 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="one prompt per line; .jsonl has objects with 'prompt' or 'prompt_token_ids'; - is stdin",
     )
     group.add_argument("--json", action="store_true", help="print one JSON object per prompt")
-    group.add_argument(
-        "--chat", action="store_true", help="send each prompt through the model's chat template"
-    )
+    group.add_argument("--chat", action="store_true", help="send each prompt through the model's chat template")
     options.add_sampling_options(parser)
     options.add_engine_options(parser)
 
@@ -66,9 +64,7 @@ def read_file(path: str) -> list[Any]:
     try:
         text = sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise RequestError(
-            f"--file {path} cannot be read as UTF-8 text: {error}", parameter="file"
-        ) from error
+        raise RequestError(f"--file {path} cannot be read as UTF-8 text: {error}", parameter="file") from error
     lines = [line for line in text.splitlines() if line.strip()]
     return [from_json(line, path) for line in lines] if path.endswith(".jsonl") else lines
 

@@ -14,12 +14,14 @@ from sparsejax.errors import SparseJaxError
 # Group -> command -> what the overview says. A command is a module of this package: `add_arguments`, `run`.
 GROUPS = {
     "Use a model": {
-        "demo": "serve a batch of prompts with the model inside the package",
+        "demo": "serve a batch of documents with the model inside the package",
         "generate": "complete prompts from the command line, a file or stdin",
         "chat": "talk with a model in the terminal",
     },
     "Look at this machine": {
+        "eval": "measure quality against KV bytes on long-context tasks",
         "bench": "measure throughput and latency of a model here",
+        "memory": "what a model and its KV cache need, and how many sequences fit",
         "doctor": "check versions, devices, kernels, caches and a model",
     },
 }
@@ -79,6 +81,7 @@ def split_options(argv: Sequence[str]) -> list[str]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit status: 0 good, 1 a check failed, 2 bad input, 130 interrupted."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it would advise to install torch
     if not argv or argv[0].startswith("-"):
         parser = top_parser()
         if parser.parse_args(argv).version:

@@ -30,9 +30,7 @@ def parse_bytes(text: str) -> int:
     """``"4GiB"``, ``"512MiB"``, ``"2G"`` or a plain number of bytes."""
     match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([kmgt]i?)?b?\s*", text.lower())
     if not match:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is not a size; write 4GiB, 512MiB, 2GB or a number of bytes"
-        )
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size; write 4GiB, 512MiB, 2GB or a number of bytes")
     return int(float(match[1]) * UNITS[match[2] or ""])
 
 

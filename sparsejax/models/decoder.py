@@ -7,6 +7,7 @@ The decoder owns everything but attention over the past: it hands each layer's u
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
@@ -49,16 +50,21 @@ def linear(x: Float[Array, "... C"], weight: Float[Array, "... C2"], axes: int =
 
     The result is float32 too. Float32 models ask for full float32 products, where GPUs and TPUs would
     otherwise round the inputs.
+
+    The product is one of two matrices: XLA CPU takes six times as long for a gate-up product of 16 rows that
+    keeps the weight's three dimensions (33 against 5 ms for 12 layers of [2, 2048, 768] in bfloat16).
     """
-    contract = (tuple(range(x.ndim - axes, x.ndim)), tuple(range(weight.ndim - axes, weight.ndim)))
-    precision = lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
-    return lax.dot_general(
-        x,
-        weight.astype(x.dtype),
-        (contract, ((), ())),
-        precision=precision,
+    kept = weight.shape[: weight.ndim - axes]
+    rows = x.shape[: x.ndim - axes]
+    size = math.prod(weight.shape[weight.ndim - axes :])
+    out = lax.dot_general(
+        x.reshape(math.prod(rows), size),
+        weight.astype(x.dtype).reshape(math.prod(kept), size),
+        (((1,), (1,)), ((), ())),
+        precision=lax.Precision.HIGHEST if x.dtype == jnp.float32 else None,
         preferred_element_type=jnp.float32,
     )
+    return out.reshape(*rows, *kept)
 
 
 def rms_norm(x: Float[Array, "... E"], weight: Float[Array, " E"], eps: float) -> Float[Array, "... E"]:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jaxtyping import Array, Float, Int
 
 from sparsejax.models.config import RopeConfig
@@ -71,5 +72,6 @@ def apply_rope(
 
 def rotation(rope: RopeConfig, head_dim: int, positions: Int[Array, " T"]) -> Callable[[Array], Array]:
     """The function that rotates ``x [T, ..., D]`` at ``positions``; its tables are computed once."""
-    cos, sin = rope_tables(rope, head_dim, positions)
+    # The barrier keeps XLA from computing cosines and sines anew in every layer.
+    cos, sin = lax.optimization_barrier(rope_tables(rope, head_dim, positions))
     return lambda x: apply_rope(x, cos, sin)

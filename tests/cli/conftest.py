@@ -13,11 +13,21 @@ from sparsejax.engine.request import CompletionOutput, RequestOutput, SamplingPa
 from sparsejax.errors import RequestError
 
 
+class WordTokenizer:
+    """A token per word."""
+
+    chat_template: str | None = "messages"
+
+    def __call__(self, text: str) -> SimpleNamespace:
+        return SimpleNamespace(input_ids=text.split())
+
+
 class EchoEngine:
     """Answers every prompt with its own text; remembers what it was asked."""
 
     def __init__(self) -> None:
-        self.tokenizer: Any = SimpleNamespace(chat_template="messages")
+        self.tokenizer: Any = WordTokenizer()
+        self.waiting: list[RequestOutput] = []
         self.asked: list[tuple[str, SamplingParams]] = []
         self.closed = False
         self.aborted = 0
@@ -44,7 +54,18 @@ class EchoEngine:
         done = CompletionOutput(0, text, ids, finish_reason="stop")
         return RequestOutput(str(index), self.text_of(prompt), ids, outputs=[done], finished=True)
 
-    def generate(self, prompts: list[Any], params: SamplingParams) -> list[RequestOutput]:
+    def add_request(self, request_id: str, prompt: Any, params: SamplingParams) -> None:
+        (output,) = self.generate([prompt], params)
+        output.request_id = request_id
+        self.waiting.append(output)
+
+    def has_unfinished(self) -> bool:
+        return bool(self.waiting)
+
+    def step(self) -> list[RequestOutput]:
+        return [self.waiting.pop()]
+
+    def generate(self, prompts: list[Any], params: SamplingParams, use_tqdm: bool = True) -> list[RequestOutput]:
         self.asked += [(self.text_of(prompt), params) for prompt in prompts]
         return [self.output(i, p, self.text_of(p).upper()) for i, p in enumerate(prompts)]
 
@@ -63,10 +84,10 @@ class EchoEngine:
             raise
 
     def memory(self) -> dict[str, int]:
-        return {"weights": 3 * 2**20, "kv": 2**20, "total": 4 * 2**20}
+        return {"weights": 3 * 2**20, "kv_pages": 2**20, "total": 4 * 2**20}
 
     def stats(self) -> dict[str, int]:
-        return {"kv_live_bytes": 0}
+        return {"kv_live_bytes": 2**10 * len(self.waiting)}
 
 
 @pytest.fixture

@@ -61,9 +61,7 @@ class FakeRunner:
             sequence = plan.decode[slot]
             at = sequence.num_computed - plan.num_steps + step
             token = sequence.tokens[at]
-            sampled[step, slot, 0] = self._compute(
-                sequence.row, at, token if token >= 0 else self.last[sequence.row]
-            )
+            sampled[step, slot, 0] = self._compute(sequence.row, at, token if token >= 0 else self.last[sequence.row])
         slot = len(plan.decode)
         for chunk in plan.chunks:
             for at in range(chunk.start, chunk.start + chunk.count):
@@ -94,9 +92,7 @@ class FakeRunner:
         assert len(set(rows)) == len(rows) <= self.limits.max_num_seqs
         assert all(0 <= row < self.limits.max_num_seqs for row in rows)
         assert sum(chunk.count for chunk in plan.chunks) <= self.limits.max_chunk
-        assert (
-            len(plan.decode) + sum(chunk.count for chunk in plan.chunks) <= self.limits.max_num_batched_tokens
-        )
+        assert len(plan.decode) + sum(chunk.count for chunk in plan.chunks) <= self.limits.max_num_batched_tokens
         assert plan.num_steps == 1 or not plan.chunks
 
 
@@ -112,9 +108,7 @@ def check_pages(core: EngineCore) -> None:
     assert allocator.num_live == int((readers > 0).sum())
 
 
-def make_core(
-    num_pages: int = 40, max_num_seqs: int = 5, budget: int = 16, page_size: int = 4, steps: int = 1
-):
+def make_core(num_pages: int = 40, max_num_seqs: int = 5, budget: int = 16, page_size: int = 4, steps: int = 1):
     limits = Limits(max_num_seqs, budget, budget - max_num_seqs, page_size, steps)
     allocator = PageAllocator(num_pages)
     return EngineCore(

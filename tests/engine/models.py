@@ -19,7 +19,7 @@ EOS = 7
 
 
 @functools.cache
-def tiny_model(window: int | None = None) -> LoadedModel:
+def tiny_model(window: int | None = None, positions: int = 512) -> LoadedModel:
     """Two layers, GQA, float32; weights wide enough that no two logits tie."""
     config = DecoderConfig(
         family="llama",
@@ -30,19 +30,15 @@ def tiny_model(window: int | None = None) -> LoadedModel:
         num_heads=4,
         num_kv_heads=2,
         head_dim=16,
-        max_position_embeddings=512,
+        max_position_embeddings=positions,
         eos_token_ids=(EOS,),
         windows=(window, None),
     )
-    return LoadedModel(
-        config, init_params(config, jax.random.key(1), jnp.float32, std=0.3), None, jnp.dtype("float32")
-    )
+    return LoadedModel(config, init_params(config, jax.random.key(1), jnp.float32, std=0.3), None, jnp.dtype("float32"))
 
 
 def tiny_engine(model: LoadedModel | None = None, tokenizer: Any = None, **overrides: Any) -> Engine:
-    defaults = dict(
-        max_num_seqs=8, max_num_batched_tokens=64, page_size=16, warmup="none", num_decode_steps=1
-    )
+    defaults = dict(max_num_seqs=8, max_num_batched_tokens=64, page_size=16, warmup="none", num_decode_steps=1)
     return Engine.from_loaded(model or tiny_model(), tokenizer, **{**defaults, **overrides})
 
 

@@ -13,9 +13,7 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
     return x - np.log(np.exp(x).sum())
 
 
-def edited(
-    logits, params: SamplingParams, prompt_ids, output_ids, stop_ids, never=(), banned=()
-) -> np.ndarray:
+def edited(logits, params: SamplingParams, prompt_ids, output_ids, stop_ids, never=(), banned=()) -> np.ndarray:
     """Logits after masks, bias, min_tokens and penalties."""
     x = logits.astype(np.float64).copy()
     if params.allowed_token_ids is not None:

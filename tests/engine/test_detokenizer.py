@@ -184,9 +184,7 @@ def test_stop_matcher_against_oracle(text, stops, include, data):
         found = earliest_stop(seen, stops)
         if found:
             break
-        open_tails = [
-            n for n in range(len(seen) + 1) if any(s.startswith(seen[len(seen) - n :]) for s in stops)
-        ]
+        open_tails = [n for n in range(len(seen) + 1) if any(s.startswith(seen[len(seen) - n :]) for s in stops)]
         assert released == seen[: len(seen) - max(open_tails)]
     if want is None:
         assert matcher.matched is None

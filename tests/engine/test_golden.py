@@ -15,7 +15,13 @@ def test_a_batch_of_six_prompts_gives_the_tokens_of_transformers(name, tmp_path)
     path = golden.write_model(record, tmp_path)
     params = SamplingParams(temperature=0.0, max_tokens=len(record.tokens[0]), logprobs=0, ignore_eos=True)
     with Engine(
-        str(path), max_num_seqs=8, max_num_batched_tokens=64, page_size=16, num_decode_steps=1, warmup="none"
+        str(path),
+        dtype="float32",
+        max_num_seqs=8,
+        max_num_batched_tokens=64,
+        page_size=16,
+        num_decode_steps=1,
+        warmup="none",
     ) as engine:
         outputs = engine.generate(record.prompts, params)
     for output, tokens, logprobs in zip(outputs, record.tokens, record.logprobs, strict=True):

@@ -30,10 +30,7 @@ def engine():
 @pytest.fixture(scope="module")
 def wanted(engine):
     """Each request alone."""
-    return {
-        params: [tokens(engine.generate(prompt, params))[0] for prompt in PROMPTS]
-        for params in (GREEDY, SEEDED)
-    }
+    return {params: [tokens(engine.generate(prompt, params))[0] for prompt in PROMPTS] for params in (GREEDY, SEEDED)}
 
 
 @pytest.mark.parametrize("params", [GREEDY, SEEDED], ids=["greedy", "seeded"])
@@ -45,12 +42,9 @@ def test_batch_equals_alone(engine, wanted, params):
 @pytest.mark.parametrize(
     "settings",
     [
-        dict(max_num_batched_tokens=16),
-        dict(max_num_batched_tokens=512),
-        dict(page_size=32),
-        dict(page_size=64),
-        dict(num_decode_steps=5),
-        dict(max_num_seqs=3, max_num_batched_tokens=20, page_size=32),
+        dict(max_num_batched_tokens=16, page_size=32),
+        dict(max_num_batched_tokens=512, page_size=64),
+        dict(max_num_seqs=3, max_num_batched_tokens=20, num_decode_steps=5),
     ],
     ids=str,
 )
@@ -62,12 +56,16 @@ def test_settings_do_not_change_tokens(wanted, settings):
 
 
 def test_preempted_equals_uninterrupted(engine, wanted):
-    page_bytes = engine.stats()["kv_page_bytes"]
-    with tiny_engine(kv_memory_bytes=13 * page_bytes, num_decode_steps=3) as small:
-        assert tokens(small.generate(PROMPTS, GREEDY)) == wanted[GREEDY]
-        assert tokens(small.generate(PROMPTS, SEEDED)) == wanted[SEEDED]
-        assert small.stats()["num_preemptions"] > 0
-        assert small.stats()["kv_live_pages"] == 0
+    allocator = engine.core.scheduler.allocator
+    taken = allocator.allocate(allocator.num_free - 11)  # eleven pages are left
+    prompts = [prompt[:14] for prompt in PROMPTS]
+    alone = {params: [tokens(engine.generate(prompt, params))[0] for prompt in prompts] for params in wanted}
+    for params in wanted:
+        before = engine.stats()["num_preemptions"]
+        assert tokens(engine.generate([*prompts, PROMPTS[4]], params)) == [*alone[params], wanted[params][4]]
+        assert engine.stats()["num_preemptions"] > before
+    allocator.release(taken)
+    assert engine.stats()["kv_live_pages"] == 0
 
 
 def test_streaming_equals_not_streaming(engine, wanted):
@@ -173,7 +171,4 @@ def test_logprobs_and_prompt_logprobs_do_not_depend_on_the_batch(engine):
         # Continuing the prompt by its own greedy token: the prompt's readout agrees with the sampler's.
         (first, *_) = output.outputs[0].token_ids
         (longer,) = engine.generate(prompt + [first], params)
-        assert (
-            abs(longer.prompt_logprobs[-1][first].logprob - output.outputs[0].logprobs[0][first].logprob)
-            < 1e-4
-        )
+        assert abs(longer.prompt_logprobs[-1][first].logprob - output.outputs[0].logprobs[0][first].logprob) < 1e-4

@@ -46,9 +46,7 @@ class Traffic:
                 assert choice.token_ids == tokens[: len(choice.token_ids)]
                 if choice.finish_reason:
                     assert choice.token_ids == tokens
-                    assert choice.finish_reason == (
-                        "stop" if tokens[-1] == 0 and not params.ignore_eos else "length"
-                    )
+                    assert choice.finish_reason == ("stop" if tokens[-1] == 0 and not params.ignore_eos else "length")
             self.num_finished += output.finished
 
     def abort(self, index: int) -> None:
@@ -107,26 +105,26 @@ TestTraffic = TrafficMachine.TestCase
 TestTraffic.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 
 
-@pytest.mark.parametrize("num_pages,budget,steps", [(30, 6, 1), (30, 16, 4), (200, 64, 2)])
-def test_ten_thousand_random_operations_conserve_pages(num_pages, budget, steps):
+@pytest.mark.parametrize(
+    "operations,num_pages,budget,steps", [(10_000, 30, 6, 1), (2000, 30, 16, 4), (2000, 200, 64, 2)]
+)
+def test_thousands_of_random_operations_conserve_pages(operations, num_pages, budget, steps):
     rng = random.Random(num_pages + budget)
     traffic = Traffic(num_pages=num_pages, budget=budget, steps=steps)
-    for _ in range(10_000):
+    for _ in range(operations):
         action = rng.random()
         if action < 0.12 and len(traffic.core.request_ids()) < 12:
             prompt = [rng.randrange(VOCAB) for _ in range(rng.randint(1, 60))]
-            traffic.add(
-                prompt, rng.randint(1, 30), rng.choice([1, 1, 1, 2, 4]), rng.randint(0, 1), rng.random() < 0.3
-            )
+            traffic.add(prompt, rng.randint(1, 30), rng.choice([1, 1, 1, 2, 4]), rng.randint(0, 1), rng.random() < 0.3)
         elif action < 0.14:
             traffic.abort(rng.randrange(100))
         else:
             traffic.step()
         check_pages(traffic.core)
     traffic.finish()
-    assert traffic.num_finished > 100
+    assert traffic.num_finished > operations // 100
     if num_pages == 30:
-        assert traffic.core.scheduler.num_preemptions > 20
+        assert traffic.core.scheduler.num_preemptions > operations // 500
 
 
 def test_requests_start_in_order_and_none_starves():

@@ -26,7 +26,7 @@ class WindowSpec(MassSpec):
 SPECS = (
     WindowSpec("one query", (40,), size=1),
     WindowSpec("odd lengths", (9, 33, 17, 64), head_dim=128, page_size=32),
-    WindowSpec("rows shorter than the window", (5, 0, 1, 40), size=16, dtype="bf16"),
+    WindowSpec("rows shorter than the window", (5, 0, 1, 300), size=40, dtype="bf16"),
     WindowSpec("mha", (31, 70), heads=4, kv_heads=4, head_dim=80, group="sum"),
     WindowSpec("wide groups", (145, 12), heads=8, kv_heads=1, head_dim=128, dtype="bf16", group="max"),
     WindowSpec("long", (700, 50), page_size=32, head_dim=16, size=32),

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from xml.etree import ElementTree
 
 import ml_dtypes
 import numpy as np
 import pytest
 from bench_report import rewrite
-from benchmarks import process, random_model, report, workload
+from benchmarks import process, random_model, report, rounds, store, workload
 from safetensors.numpy import load_file
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -24,9 +26,16 @@ def load(settings):
     print("noise on the standard output")
     if settings["mode"] == "broken":
         raise ValueError("no such model")
-    return (lambda requests: [prompt[:new] for prompt, new in requests]), {{"echo": "1"}}
+    return (lambda requests: [prompt[:new] for prompt, new in requests]), {{"versions": {{"echo": "1"}}}}
 
-main(load)
+calls = 0
+
+def counters():
+    global calls
+    calls += 1
+    return {{"calls": calls}}
+
+main(load, counters)
 """
 
 
@@ -61,13 +70,56 @@ def test_contender_answers_and_ends(tmp_path):
         assert echo.loaded["versions"] == {"echo": "1"}
         answer = echo.run([([5, 6, 7], 2), ([8], 1)])
         assert answer["tokens"] == [[5, 6], [8]]
-        assert answer["peak_mib"] > 1 and answer["seconds"] >= 0
+        assert answer["peak_mib"] > 1 and answer["seconds"] >= 0 and answer["calls"] == 1
     assert echo.process.returncode == 0
 
 
 def test_contender_error_is_reported(tmp_path):
     with pytest.raises(process.ContenderFailed, match="no such model"):
         contender(tmp_path, "broken")
+
+
+def test_a_repetition_takes_turns_and_compares_tokens(tmp_path):
+    with contender(tmp_path, "good") as one, contender(tmp_path, "good") as two:
+        one.name, two.name = "one", "two"
+        for process_ in (one, two):
+            process_.run = without_calls(process_.run)
+        runs = rounds.one_repetition([one, two], workload.TINY, 1, "test")
+    assert [run["contender"] for run in runs] == ["two", "one"]
+    assert all(run["same_tokens"] == 4 and run["new_tokens"] == 21 for run in runs)
+
+
+def without_calls(run: Callable) -> Callable:
+    def wrapped(*args, **kwargs):
+        answer = run(*args, **kwargs)
+        del answer["calls"]
+        return answer
+
+    return wrapped
+
+
+def test_clock_keeps_to_its_limit(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(rounds.time, "monotonic", lambda: now[0])
+    clock = rounds.Clock(10)
+    clock.share(2)  # five minutes for this part
+    done = 0
+    while clock.has_time(done):
+        with clock.repetition():
+            now[0] += 120
+        done += 1
+    assert (done, clock.outlook(3)) == (2, "about 6.0 minutes to go for this dtype")
+    now[0] += 1000
+    assert clock.has_time(0)
+
+
+def test_results_of_another_dtype_stay(tmp_path):
+    path, both = tmp_path / "serve.json", results()
+    store.save(path, both | {"dtypes": {"float32": both["dtypes"]["bfloat16"]}})
+    store.save(path, both)
+    assert set(json.loads(path.read_text())["dtypes"]) == {"float32", "bfloat16"}
+    store.save(path, both | {"threads": 7})
+    assert set(json.loads(path.read_text())["dtypes"]) == {"bfloat16"}
 
 
 def results() -> dict:
@@ -93,8 +145,13 @@ def results() -> dict:
         + runs("transformers static", [9.0, 9.0, 9.0])
         + runs("sparsejax", [2.0, 2.0, 3.0]),
     }
-    return {"machine": {"cpu": "a processor"}, "threads": 2, "workload": workload.FULL.describe(),
-            "dtypes": {"bfloat16": entry}}  # fmt: skip
+    return {
+        "machine": {"cpu": "a processor"},
+        "threads": 2,
+        "model": {"name": "m124"},
+        "workload": workload.FULL.describe(),
+        "dtypes": {"bfloat16": entry},
+    }
 
 
 def test_table_compares_with_the_best_mode():
@@ -106,12 +163,23 @@ def test_table_compares_with_the_best_mode():
 
 
 def test_readme_table_is_made_from_stored_results(tmp_path):
-    (tmp_path / "cpu").mkdir()
-    (tmp_path / "cpu/serve.json").write_text(json.dumps(results()))
-    text = "before\n<!-- bench:cpu/serve.json bfloat16 -->\nold\n<!-- /bench -->\nafter\n"
-    new = rewrite(text, tmp_path)
+    readme = tmp_path / "README.md"
+    readme.write_text(
+        "before\n<!-- chart:cpu/serve.json -->\n<!-- /bench -->\n"
+        "<!-- bench:cpu/serve.json bfloat16 -->\nold\n<!-- /bench -->\nafter\n"
+    )
+    assert rewrite(readme, tmp_path)[readme].count("Not measured yet") == 2
+    stored = tmp_path / "docs/results/cpu/serve.json"
+    stored.parent.mkdir(parents=True)
+    stored.write_text(json.dumps(results()))
+    made = rewrite(readme, tmp_path)
+    new, picture = made[readme], made[stored.with_suffix(".svg")]
     assert "old" not in new and "2.50 x" in new and new.startswith("before") and new.endswith("after\n")
-    assert rewrite(new, tmp_path) == new
+    assert "](docs/results/cpu/serve.svg)" in new
+    ElementTree.fromstring(picture)
+    assert picture.count("<rect") == 4 and picture.count(">30<") == 1
+    readme.write_text(new)
+    assert rewrite(readme, tmp_path)[readme] == new
 
 
 def test_readme_tables_are_current():

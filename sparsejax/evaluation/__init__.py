@@ -1,0 +1,1 @@
+"""Honest evaluation of long-context quality against bytes."""

@@ -1,0 +1,38 @@
+"""Byte counts of groups and layouts agree with the arrays they make."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sparsejax.cache.group import dense_group, pages_for
+from sparsejax.errors import CapacityError
+from tests.engine.models import tiny_model
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("page_size", [16, 64])
+def test_bytes_are_those_of_the_arrays(dtype, page_size):
+    group = dense_group(tiny_model().config, page_size, jnp.dtype(dtype), 7)
+    pools = [group.layout.zeros() for _ in group.layers]
+    assert sum(leaf.nbytes for leaf in jax.tree.leaves(pools)) == group.pool_bytes == 7 * group.page_bytes
+
+
+def test_pages_for_a_budget():
+    group = dense_group(tiny_model().config, 16, np.dtype("float32"), 1)
+    assert pages_for(10 * group.page_bytes + 5, group, wanted=100) == 10
+    assert pages_for(10 * group.page_bytes, group, wanted=3) == 4
+    with pytest.raises(CapacityError, match=f"at least {2 * group.page_bytes}"):
+        pages_for(2 * group.page_bytes - 1, group, wanted=3)
+
+
+def test_copied_pages_are_copies_and_others_stay():
+    layout = dense_group(tiny_model().config, 16, np.dtype("float32"), 6).layout
+    pools = tuple(jax.random.normal(jax.random.key(i), layout.shape) for i in range(2))
+    copied = layout.copy(pools, jnp.array([2, 0]), jnp.array([4, 0]))
+    for before, after in zip(pools, copied, strict=True):
+        np.testing.assert_array_equal(after[4], before[2])
+        np.testing.assert_array_equal(after[:4], before[:4])
+        np.testing.assert_array_equal(after[5], before[5])
