@@ -110,26 +110,45 @@ def _prefill(case: Case, target: Target):
     return _attention(case, target, CHUNK, _shape(ROWS + 1))
 
 
+def _scores(case: Case, target: Target):
+    width = -(-2 * case.head_dim // 128) * 128
+    op = functools.partial(pallas_kernels.page_scores, implementation=target.BACKEND, **dict(case.options))
+    return op, (
+        _shape(ROWS, HEADS, case.head_dim, dtype=jnp.bfloat16),
+        _shape(POOL_PAGES, KV_HEADS, width, dtype=DTYPES[case.dtype]),
+        _shape(ROWS, 1, LISTED),
+        _shape(ROWS, 1),
+    )
+
+
 BUILDERS: dict[str, Callable[[Case, Target], tuple[Callable[..., Any], tuple[Any, ...]]]] = {
     "paged_decode_attention": _decode,
     "paged_prefill_attention": _prefill,
     "quantized_decode_attention": _decode,
+    "page_scores": _scores,
 }
-STORED = {op: CODECS if op == "quantized_decode_attention" else tuple(DTYPES) for op in BUILDERS}
+STORED = {
+    "paged_decode_attention": tuple(DTYPES),
+    "paged_prefill_attention": tuple(DTYPES),
+    "quantized_decode_attention": CODECS,
+}
 OPTIONS = (("window", 4096), ("soft_cap", 30.0))
 
 
 def cases() -> Iterator[Case]:
     """Every op x dtype or codec x head dim x page size, and the options once per op."""
-    for op in BUILDERS:
+    for op in STORED:
         for dtype, head_dim, page in itertools.product(STORED[op], HEAD_DIMS, PAGES):
             yield Case(op, dtype, head_dim, page)
         yield Case(op, STORED[op][0], 128, 32, OPTIONS, per_head=True)
+    for dtype, head_dim in itertools.product(DTYPES, HEAD_DIMS):  # page sizes do not matter to bounds
+        yield Case("page_scores", dtype, head_dim, 32)
 
 
 def sample() -> Iterator[Case]:
     """A few cases that cover every value of every axis."""
-    for op in BUILDERS:
+    yield Case("page_scores", "bf16", 128, 32)
+    for op in STORED:
         first, *others = STORED[op]
         if len(others) > 1:
             yield from (Case(op, dtype, 128, 32) for dtype in STORED[op])

@@ -369,14 +369,14 @@ def attend_lists(q, pools, ids, work: Work, spec: Spec, *, out_dtype, interpret=
 
         return pl.BlockSpec((None, spec.heads, *minor), place)
 
-    any_space = pl.BlockSpec(memory_space=pl.ANY)
+    in_hbm = pl.BlockSpec(memory_space=pltpu.HBM)
     tokens_read = programs * spec.heads * ids.shape[1] * IDS * spec.page
     out = pl.pallas_call(
         functools.partial(_kernel, spec=spec, per_core=per_core),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=5,
             grid=(cores, per_core),
-            in_specs=[any_space, block(M, lanes)] + [any_space] * len(pools),
+            in_specs=[in_hbm, block(M, lanes)] + [in_hbm] * len(pools),
             out_specs=[block(M, lanes)] + [block(1, M)] * spec.lse,
             scratch_shapes=buffers
             + [

@@ -7,28 +7,20 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels.codes import page_size
-from pallas_kernels.dispatch import Declined
 from pallas_kernels.mosaic_tpu import coded
-from pallas_kernels.mosaic_tpu.attention import LANES, NEG, TILE, Spec, Work, attend_lists, block_pages, chunked_ids
+from pallas_kernels.mosaic_tpu.attention import NEG, TILE, Spec, Work, attend_lists, block_pages, chunked_ids
 from pallas_kernels.mosaic_tpu.interpret import Interpret, mode
+from pallas_kernels.mosaic_tpu.limits import require, whole_lanes, whole_pages
 
 PAGES = (16, 32, 64, 128)
-
-
-def require(condition: bool, reason: str) -> None:
-    if not condition:
-        raise Declined(reason)
 
 
 def check_pool(k_pages: jax.Array, v_pages: jax.Array | None, head_dim: int) -> None:
     """Declines pools whose physical layout the kernels cannot copy page by page."""
     lanes, page, dtype = k_pages.shape[-1], k_pages.shape[-2], k_pages.dtype
     stored = 2 * head_dim if v_pages is None else head_dim
-    require(
-        lanes % LANES == 0,
-        f"the minor dimension of a TPU pool must be a multiple of {LANES}; got {lanes}. Store head dims up to"
-        " 64 as K and V side by side in one pool, others padded with zeros",
-    )
+    hint = ". Store head dims up to 64 as K and V side by side in one pool, others padded with zeros"
+    whole_lanes("a TPU pool", lanes, hint)
     require(stored <= lanes, f"head dim {head_dim} does not fit the pool's minor dimension {lanes}")
     require(page in PAGES, f"page size must be one of {PAGES}; got {page}")
     require(dtype in (jnp.bfloat16, jnp.float32), f"pool dtype must be bfloat16 or float32; got {dtype.name}")
@@ -38,8 +30,9 @@ def check_codes(k_codes: jax.Array, v_codes: jax.Array | None, scales: jax.Array
     """Declines coded pools whose physical layout the kernel cannot copy page by page."""
     lanes, page = k_codes.shape[-1], page_size(k_codes)
     stored = 2 * head_dim if v_codes is None else head_dim
-    for name, minor in (("codes", lanes), ("scales", scales.shape[-1])):
-        require(minor % LANES == 0, f"the minor dimension of {name} must be a multiple of {LANES}; got {minor}")
+    whole_lanes("codes", lanes)
+    whole_lanes("scales", scales.shape[-1])
+    whole_pages("scales", scales.shape[1])
     require(stored <= lanes, f"head dim {head_dim} does not fit the minor dimension {lanes} of the codes")
     require(page in PAGES, f"page size must be one of {PAGES}; got {page}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import sys
 import types
@@ -10,11 +11,12 @@ import jax
 import numpy as np
 import pytest
 
-from pallas_kernels import paged_decode_attention, paged_prefill_attention
+from pallas_kernels import paged_decode_attention, paged_prefill_attention, quantized_decode_attention
 from pallas_kernels.mosaic_tpu import attention, work
 
 from . import oracle
 from .cases import Spec, build
+from .coded import CodedSpec, encode
 from .tpu_conformance import in_tpu_layout
 from .tpu_simulator import DMA_MODES, simulate
 
@@ -22,15 +24,23 @@ IDS = 16  # list entries in scalar memory at a time: small, so that short lists 
 SIDE_BY_SIDE = Spec("simulated, side by side", (400, 0, 20), heads=2, kv_heads=1)
 HEAD_LISTS = Spec("simulated, head lists", (300, 20), (5, 20), heads=2, head_dim=128, head_lists=True, gaps=True)
 SHARED_LISTS = Spec("simulated, shared lists", (130, 0, 40), (70, 0, 3), heads=4, dtype="bf16", head_dim=128)
+CODED = CodedSpec(
+    "simulated, int4", (300, 0, 20), codec="int4", heads=2, kv_heads=1, head_dim=128, scales_padding=96
+)
 
 
 def judge(spec: Spec, mode: str) -> str | None:
     """What is wrong with the kernel on this case: "race", "numbers", "exception" or None."""
     case = build(spec)
-    arrays = (case.q, *in_tpu_layout(case.k_pages, case.v_pages), case.page_ids, case.counts, case.lengths)
-    op, judge = paged_decode_attention, oracle.decode
+    pools = in_tpu_layout(case.k_pages, case.v_pages)
+    lists = (case.page_ids, case.counts, case.lengths)
+    op, judge, arrays = paged_decode_attention, oracle.decode, (case.q, *pools, *lists)
     if spec.queries is not None:
         op, judge, arrays = paged_prefill_attention, oracle.prefill, (*arrays, case.query_starts)
+    if isinstance(spec, CodedSpec):
+        coded = encode(case, spec)
+        case = dataclasses.replace(case, k_pages=coded.keys, v_pages=coded.values)
+        op, arrays = quantized_decode_attention, (case.q, coded.k_codes, coded.v_codes, coded.scales, *lists)
     try:
         (out, lse), race = simulate(mode, op, *arrays, **case.options(), return_lse=True)
     except jax.errors.JaxRuntimeError:
@@ -49,7 +59,7 @@ def short_chunks(monkeypatch):
 
 
 @pytest.mark.parametrize("mode", DMA_MODES)
-@pytest.mark.parametrize("spec", (SIDE_BY_SIDE, HEAD_LISTS, SHARED_LISTS), ids=str)
+@pytest.mark.parametrize("spec", (SIDE_BY_SIDE, HEAD_LISTS, SHARED_LISTS, CODED), ids=str)
 def test_right_and_free_of_races(spec: Spec, mode: str):
     assert judge(spec, mode) is None
 

@@ -10,6 +10,7 @@ import pytest
 
 from pallas_kernels import layouts
 
+from . import page_scores_conformance as scores
 from . import quantized_decode_attention_conformance as quantized
 from .coded import CodedSpec
 from .tpu_conformance import TpuLayout, quick
@@ -25,6 +26,24 @@ class TestMosaicTpuQuantizedDecodeAttention(TpuLayout, quantized.QuantizedDecode
         q, k_codes, v_codes, scales, *lists = arrays
         pools = (_padded(k_codes, 0), None if v_codes is None else _padded(v_codes, 0), _padded(scales, np.nan))
         return super(TpuLayout, self).run(op, q, *pools, *lists, **options)
+
+    def supports(self, spec: CodedSpec) -> bool:
+        return super().supports(spec) and spec.kv_heads != 3
+
+
+class TestMosaicTpuPageScores(TpuLayout, scores.PageScoresConformance):
+    @pytest.mark.parametrize("spec", quick(scores.SPECS, "empty rows", "mha", "mha sum", "head lists"))
+    def test_agrees_with_the_oracle(self, spec: scores.ScoreSpec):
+        super().test_agrees_with_the_oracle(spec)
+
+    def run(self, op: Callable[..., Any], q: Any, bounds: np.ndarray, *lists: Any, **options: Any) -> Any:
+        """Calls `op` on bounds whose halves are padded to whole lanes with zeros."""
+        spare = -bounds.shape[-1] % layouts.LANES // 2
+        halves = [np.pad(half, ((0, 0), (0, 0), (0, spare))) for half in np.split(bounds, 2, axis=-1)]
+        return super(TpuLayout, self).run(op, q, np.concatenate(halves, axis=-1), *lists, **options)
+
+    def supports(self, spec: scores.ScoreSpec) -> bool:
+        return super().supports(spec) and spec.kv_heads != 3 and not spec.head_lists
 
 
 def _padded(pool: np.ndarray, value: float) -> np.ndarray:
