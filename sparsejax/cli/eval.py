@@ -33,9 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from sparsejax.sparsity.policy import PRESETS
     from sparsejax.evaluation import plot
     from sparsejax.evaluation.policies import make_policies, parse_budget
+    from sparsejax.sparsity.policy import PRESETS
 
     policies = make_policies(args.presets or PRESETS, map(parse_budget, args.budgets))
     suite = make_suite(args)

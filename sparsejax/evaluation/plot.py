@@ -1,4 +1,4 @@
-"""A picture of accuracy against realised KV bytes; needs matplotlib (the ``plot`` extra)."""
+"""A picture of accuracy against KV bytes read; needs matplotlib (the ``plot`` extra)."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def draw(evaluation: Evaluation, path: str | Path) -> None:
         axes.plot(across, [100 * one.accuracy for one in found], "o-", color=color, label=preset)
         axes.plot(across, [100 * one.worst.accuracy for one in found], "x--", color=color)
     longest = max(evaluation.suite.lengths)
-    axes.set_xlabel(f"KV bytes per token at {longest} tokens, as the engine reports them")
+    axes.set_xlabel(f"KV bytes that a decode step reads at {longest} tokens, as the engine counts them")
     axes.set_ylabel("exact answers, % (dashed: worst learned cell)")
     axes.set_ylim(-3, 103)
     axes.set_xlim(left=0)
@@ -54,4 +54,4 @@ def draw(evaluation: Evaluation, path: str | Path) -> None:
 
 
 def _bytes(summary: Summary) -> float:
-    return summary.result.kv[-1].per_token
+    return summary.result.kv[-1].read

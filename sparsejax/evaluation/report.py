@@ -27,7 +27,7 @@ def as_text(evaluation: Evaluation) -> str:
     ]
     for result in evaluation.results:
         lines += _policy(evaluation, result)
-    lines += ["Cliff (most compression with at most one point lost on the worst learned cell):"]
+    lines += ["Cliff (fewest bytes read with at most one point lost on the worst learned cell):"]
     lines += [f"  {preset}: {_cliff(found)}" for preset, found in cliffs(evaluation).items()]
     missing = [cell for cell in evaluation.dense.cells if not is_learned(cell)]
     if missing:
@@ -51,9 +51,10 @@ def _policy(evaluation: Evaluation, result: PolicyResult) -> list[str]:
         )
     for kv in result.kv:
         held = f"{kv.held:,} bytes held ({kv.per_token:,.0f} per token), {kv.peak:,} at the peak"
-        lines.append(f"  KV at {kv.length} tokens: {held}")
+        lines.append(f"  KV at {kv.length} tokens: {held}, {kv.read:,.0f} read by a decode step")
     rate = f"{result.tokens_per_second:,.0f} tokens/s (prompts and replies)"
-    lines.append(f"  {rate}" if dense else f"  compression {summary.compression:.2f}, {rate}")
+    less = f"{summary.saving:.2f} times fewer bytes read, {summary.compression:.2f} times fewer held"
+    lines.append(f"  {rate}" if dense else f"  {less}, {rate}")
     return [*lines, ""]
 
 
@@ -70,7 +71,7 @@ def markdown(result: PolicyResult) -> list[str]:
 def _cliff(found: Summary | None) -> str:
     if found is None:
         return "none of the budgets keeps every learned cell"
-    return f"{found.compression:.2f} times smaller ({found.result.policy.label})"
+    return f"{found.saving:.2f} times fewer bytes read ({found.result.policy.label})"
 
 
 def as_json(evaluation: Evaluation) -> dict[str, Any]:
@@ -87,7 +88,7 @@ def as_json(evaluation: Evaluation) -> dict[str, Any]:
         },
         "policies": [_policy_json(evaluation, result) for result in evaluation.results],
         "cliffs": {
-            preset: None if found is None else {"policy": found.result.policy.label, "compression": found.compression}
+            preset: None if found is None else {"policy": found.result.policy.label, "saving": found.saving}
             for preset, found in cliffs(evaluation).items()
         },
         "not_learned": [[cell.case, cell.length] for cell in evaluation.dense.cells if not is_learned(cell)],
@@ -106,8 +107,9 @@ def _policy_json(evaluation: Evaluation, result: PolicyResult) -> dict[str, Any]
         "learned_mean": summary.accuracy,
         "worst": None if worst is None else [worst.case, worst.length, worst.accuracy],
         "compression": summary.compression,
+        "saving": summary.saving,
         "kv": [
-            {"length": kv.length, "held_bytes": kv.held, "peak_bytes": kv.peak, "bytes_per_token": kv.per_token}
+            {"length": kv.length, "held_bytes": kv.held, "peak_bytes": kv.peak, "read_bytes": kv.read}
             for kv in result.kv
         ],
         "cells": [_cell_json(evaluation, cell) for cell in result.cells],

@@ -34,12 +34,13 @@ class CellResult:
 class KvBytes:
     """KV bytes that the engine reports for one sequence of `length` prompt tokens served alone.
 
-    `held` once the prompt is read, `peak` the most while reading it.
+    `held` once the prompt is read, `peak` the most while reading it, `read` by an average decode step after it.
     """
 
     length: int
     held: int
     peak: int
+    read: float
 
     @property
     def per_token(self) -> float:

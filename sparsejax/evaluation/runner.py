@@ -15,6 +15,8 @@ from sparsejax.evaluation.suite import Cell, Suite, make_cell
 from sparsejax.evaluation.summary import is_learned
 from sparsejax.models.loader import LoadedModel
 
+DECODED = 16
+"""Decode steps whose reads are averaged."""
 Report = Callable[[Policy, CellResult], None]
 
 
@@ -104,21 +106,19 @@ def run_cell(engine: Engine, cell: Cell) -> CellResult:
 
 
 def measure_kv(engine: Engine, prompt: Sequence[int]) -> KvBytes:
-    """Serves one prompt alone up to its first token and reads the engine's own count of live KV bytes."""
-    params = SamplingParams(temperature=0.0, max_tokens=16, ignore_eos=True, detokenize=False)
+    """Serves one prompt alone and reads the engine's own counts of KV bytes held and read."""
+    params = SamplingParams(temperature=0.0, max_tokens=DECODED + 1, ignore_eos=True, detokenize=False)
+    read = engine.stats()["decode_read_bytes"]
     engine.add_request("kv-bytes", {"prompt_token_ids": list(prompt)}, params)
     held = peak = 0
-    try:
-        answered = False
-        while not answered:
-            answered = any(output.outputs[0].token_ids for output in engine.step())
+    answered = False
+    while engine.has_unfinished():
+        outputs = engine.step()
+        if not answered:
             held = engine.stats()["kv_live_bytes"] or held
             peak = max(peak, held)
-    finally:
-        engine.abort("kv-bytes")
-    while engine.has_unfinished():
-        engine.step()
-    return KvBytes(len(prompt), held, peak)
+        answered = answered or any(output.outputs[0].token_ids for output in outputs)
+    return KvBytes(len(prompt), held, peak, (engine.stats()["decode_read_bytes"] - read) / DECODED)
 
 
 def _longest(cells: Sequence[Cell], model: LoadedModel) -> int:

@@ -23,13 +23,18 @@ class Difference:
 
 @dataclass(frozen=True)
 class Summary:
-    """One policy over the learned cells. `compression` is dense bytes over realised bytes at the longest length."""
+    """One policy over the learned cells.
+
+    At the longest length, `compression` is dense bytes held over bytes held, `saving` the same of bytes that a decode
+    step reads. Keeping less saves both, selecting saves reads only.
+    """
 
     result: PolicyResult
     accuracy: float
     worst: CellResult | None
     differences: tuple[Difference, ...]
     compression: float
+    saving: float
 
     @property
     def worst_difference(self) -> float:
@@ -56,22 +61,23 @@ def summarize(evaluation: Evaluation, result: PolicyResult) -> Summary:
             differences.append(Difference(cell, *paired_difference(cell.right, dense.right)))
     mean = sum(cell.accuracy for cell in cells) / len(cells) if cells else 0.0
     worst = min(cells, key=lambda cell: cell.accuracy, default=None)
-    return Summary(result, mean, worst, tuple(differences), _compression(evaluation.dense, result))
+    held, read = (_ratio(evaluation, result, kind) for kind in ("held", "read"))
+    return Summary(result, mean, worst, tuple(differences), held, read)
 
 
 def cliffs(evaluation: Evaluation) -> dict[str, Summary | None]:
-    """By preset: its most compressed policy that loses at most a point on the worst learned cell, or None."""
+    """By preset: its policy that reads least and loses at most a point on the worst learned cell, or None."""
     found: dict[str, Summary | None] = {}
     for result in evaluation.results:
         best = found.setdefault(result.policy.preset, None)
         summary = summarize(evaluation, result)
         kept = summary.differences and summary.worst_difference >= -TOLERANCE
-        if kept and (best is None or summary.compression > best.compression):
+        if kept and (best is None or summary.saving > best.saving):
             found[result.policy.preset] = summary
     return found
 
 
-def _compression(dense: PolicyResult, result: PolicyResult) -> float:
-    ours = {kv.length: kv.held for kv in result.kv}
-    both = [(kv.length, kv.held / ours[kv.length]) for kv in dense.kv if ours.get(kv.length)]
+def _ratio(evaluation: Evaluation, result: PolicyResult, bytes_of: str) -> float:
+    ours = {kv.length: getattr(kv, bytes_of) for kv in result.kv}
+    both = [(kv.length, getattr(kv, bytes_of) / ours[kv.length]) for kv in evaluation.dense.kv if ours.get(kv.length)]
     return max(both)[1] if both else 1.0

@@ -25,7 +25,7 @@ def cell(case: str, right: int, count: int = 20) -> CellResult:
 
 def result(policy: Policy, held: int, **right: int) -> PolicyResult:
     cells = tuple(cell(case, count) for case, count in right.items())
-    return PolicyResult(policy, cells, (KvBytes(512, held, 512_000),))
+    return PolicyResult(policy, cells, (KvBytes(512, held, 512_000, held / 2),))
 
 
 @pytest.fixture
@@ -44,21 +44,21 @@ def test_only_learned_cells_count(found: Evaluation) -> None:
     summary = summarize(found, found.results[2])
     assert summary.accuracy == pytest.approx((15 + 19) / 40)
     assert (summary.worst.case, summary.worst_difference) == ("kv", pytest.approx(-0.25))
-    assert summary.compression == 4.0
+    assert summary.compression == summary.saving == 4.0
     assert summarize(found, found.dense).worst.case == "niah_single"
 
 
-def test_the_cliff_is_the_most_compression_without_loss(found: Evaluation) -> None:
+def test_the_cliff_is_the_least_read_without_loss(found: Evaluation) -> None:
     edges = cliffs(found)
-    assert edges["dense"].compression == 1.0
-    assert edges["quest"].result.policy == Policy("quest", 0.5) and edges["quest"].compression == 2.0
+    assert edges["dense"].saving == 1.0
+    assert edges["quest"].result.policy == Policy("quest", 0.5) and edges["quest"].saving == 2.0
     assert edges["other"] is None
 
 
 def test_text_says_what_was_not_learned(found: Evaluation) -> None:
     text = as_text(found)
     assert "Not learned" in text and "qa at 512: 15.0" in text
-    assert "quest: 2.00 times smaller (quest 0.5)" in text and "other: none of the budgets" in text
+    assert "quest: 2.00 times fewer bytes read (quest 0.5)" in text and "other: none of the budgets" in text
     assert "kv at 512: -25.0" in text and "fwe at 512 was left out: too short" in text
     assert "512,000 bytes held (1,000 per token)" in text
 
@@ -70,7 +70,7 @@ def test_json_is_complete_and_plain(found: Evaluation) -> None:
     assert quarter["cells"][0]["difference"] == -0.25 and dense["cells"][0]["difference"] is None
     assert dense["cells"][1]["outcomes"] == "1" * 19 + "0"
     assert dense["cells"][1]["wrong"] == [{"expected": "yes", "reply": "no"}]
-    assert half["kv"] == [{"length": 512, "held_bytes": 256_000, "peak_bytes": 512_000, "bytes_per_token": 500.0}]
+    assert half["kv"] == [{"length": 512, "held_bytes": 256_000, "peak_bytes": 512_000, "read_bytes": 128_000}]
     assert other["worst"] == ["kv", 512, 0.05] and stored["cliffs"]["other"] is None
 
 
