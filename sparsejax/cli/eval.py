@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--samples", type=int, metavar="N", help="documents per case and length")
     group.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the first document (default: 0)")
     group.add_argument("--presets", nargs="+", metavar="NAME", help="sparsity presets (default: all)")
-    group.add_argument("--budgets", nargs="+", default=[], metavar="B", help="tokens (2048) or share of prompt (0.25)")
+    group.add_argument("--budgets", nargs="+", metavar="B", help="tokens (2048) or share of prompt (0.25)")
     group.add_argument("--every-cell", action="store_true", help="all presets serve what dense has not learned, too")
     group.add_argument("--json", metavar="FILE", help="write everything that was measured")
     group.add_argument("--plot", metavar="FILE", help="draw accuracy against KV bytes (needs matplotlib)")
@@ -37,7 +37,8 @@ def run(args: argparse.Namespace) -> int:
     from sparsejax.evaluation.policies import make_policies, parse_budget
     from sparsejax.sparsity.policy import PRESETS
 
-    policies = make_policies(args.presets or PRESETS, map(parse_budget, args.budgets))
+    budgets = args.budgets or (QUICK_BUDGETS if args.quick else BUDGETS)
+    policies = make_policies(args.presets or PRESETS, map(parse_budget, budgets))
     suite = make_suite(args)
     config = options.make_config(args)
     if args.plot:
@@ -59,6 +60,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+BUDGETS, QUICK_BUDGETS = ("0.125", "0.25"), ("0.25",)
 ROOM = 512
 """Tokens kept free for replies where the lengths were not asked for."""
 
