@@ -28,7 +28,8 @@ TABLE = Path(__file__).resolve().parent.parent / "docs" / "kernels_compiled.md"
 def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     wanted = [c for c in (sample() if options.sample else cases()) if re.search(options.match, str(c))]
-    problems, sections = [], {}
+    by_op = {op: list(group) for op, group in itertools.groupby(wanted, lambda c: c.op)}
+    problems: list[str] = []
     for platform in options.platform:
         target = sweep.target(platform)
         if options.only != "compile":
@@ -39,19 +40,23 @@ def main(arguments: list[str] | None = None) -> int:
         if reason is not None:
             print(f"not compiled for {platform}: {reason}")
             continue
-        for device in target.TARGETS:
-            lines, seen = itertools.tee(sweep.compiled(wanted, target, device))
+        for device, (op, chosen) in itertools.product(target.TARGETS, by_op.items()):
+            lines, seen = itertools.tee(sweep.compiled(chosen, target, device))
             problems += _show(seen, f"compiling for {device}")
-            sections[device] = report.table(list(lines))
-            print(sections[device])
-    whole = not options.sample and not options.match
-    if sections and whole and options.table is not None:
-        options.table.parent.mkdir(parents=True, exist_ok=True)
-        before = options.table.read_text() if options.table.exists() else ""
-        options.table.write_text(report.merged(before, sections))
+            section = report.table(list(lines))
+            print(section)
+            if chosen == [c for c in cases() if c.op == op]:
+                _write(options.table, f"{device}: {op}", section)
     for problem in problems:
         print(f"FAILED {problem}", file=sys.stderr)
     return 1 if problems else 0
+
+
+def _write(table: Path, title: str, section: str) -> None:
+    """Puts a section into the table, which is written as soon as an op is through."""
+    table.parent.mkdir(parents=True, exist_ok=True)
+    before = table.read_text() if table.exists() else ""
+    table.write_text(report.merged(before, {title: section}))
 
 
 def _show(lines, title: str) -> list[str]:
@@ -69,10 +74,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--platform", nargs="+", choices=sweep.PLATFORMS, default=list(sweep.PLATFORMS))
     parser.add_argument("--only", choices=("lower", "compile"), help="one of the two stages")
     parser.add_argument("--match", default="", help="regular expression that a case's name must contain")
-    parser.add_argument(
-        "--sample", action="store_true", help="a few cases that cover every value of every axis"
-    )
-    parser.add_argument("--table", type=Path, default=TABLE, help="where a whole sweep is written")
+    parser.add_argument("--sample", action="store_true", help="a few cases that cover every value of every axis")
+    parser.add_argument("--table", type=Path, default=TABLE, help="where the sections of whole ops are written")
     return parser
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from functools import lru_cache
+from functools import cache
 
 from sparsejax.evaluation.tasks import questions, templates, words
 from train.vocabulary import BOS, EOS, build_tokenizer
@@ -43,7 +43,7 @@ class Lexicon:
         """Ids of words that must each be one token."""
         return [one for (one,) in (self._encode(f" {item}") for item in items)]
 
-    @lru_cache(maxsize=None)  # noqa: B019  (a Lexicon lives as long as the process)
+    @cache  # noqa: B019  (a Lexicon lives as long as the process)
     def compiled(self, template: str) -> tuple[int, ...]:
         """Ids of a template, slot ``{k}`` as ``-1 - k``."""
         out: list[int] = []

@@ -22,8 +22,8 @@ from train.data import Batch, make_batch
 from train.documents import DocumentMaker
 from train.facts import KINDS
 from train.lexicon import Lexicon
-from train.planting import plant
 from train.optimizer import build_optimizer
+from train.planting import plant
 from train.recipe import Recipe, load_recipe
 from train.step import build_step, place
 
@@ -121,7 +121,15 @@ class _Log:
             path.write_text(",".join(COLUMNS) + "\n")
 
     def write(
-        self, step: int, tokens: int, took: float, length: int, loss: float, seen: int, right: np.ndarray, total: np.ndarray
+        self,
+        step: int,
+        tokens: int,
+        took: float,
+        length: int,
+        loss: float,
+        seen: int,
+        right: np.ndarray,
+        total: np.ndarray,
     ) -> None:
         self.seconds += took
         scores = [round(float(r / t), 4) if t else "" for r, t in zip(right, total, strict=True)]
@@ -129,7 +137,8 @@ class _Log:
         with self.path.open("a", newline="") as file:
             csv.writer(file).writerow(row)
         named = " ".join(f"{kind} {score}" for kind, score in zip(KINDS, scores, strict=True) if score != "")
-        print(f"step {step} tokens {tokens:,} length {length} loss {loss:.3f} {seen / took:,.0f} tok/s {named}", flush=True)
+        rate = f"{seen / took:,.0f} tokens/s"
+        print(f"step {step} tokens {tokens:,} length {length} loss {loss:.3f} {rate} {named}", flush=True)
 
 
 def main() -> None:

@@ -13,11 +13,12 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from pallas_kernels import layouts
+from pallas_kernels import codes, layouts
 from pallas_kernels.aot.report import Kernel, Report
 from pallas_kernels.mosaic_tpu.limits import VMEM
 
@@ -54,6 +55,15 @@ def pools(pages: int, kv_heads: int, page: int, head_dim: int, dtype: Any) -> tu
     count, lanes = layouts.tpu_pools(head_dim)
     pool = jax.ShapeDtypeStruct((pages, kv_heads, page, lanes), dtype)
     return pool, pool if count == 2 else None
+
+
+def coded_pools(pages: int, kv_heads: int, page: int, head_dim: int, codec: str) -> tuple[Any, Any, Any]:
+    """Codes of K and V of one layer, side by side where heads are narrow, and their scales in bfloat16."""
+    count, lanes = layouts.tpu_pools(head_dim)
+    rows = page // 2 if codec == "int4" else page
+    pool = jax.ShapeDtypeStruct((pages, kv_heads, rows, lanes), codes.DTYPES[codec])
+    width = -(-codes.scales_width(codec, page, head_dim) // layouts.LANES) * layouts.LANES
+    return pool, pool if count == 2 else None, jax.ShapeDtypeStruct((pages, kv_heads, width), jnp.bfloat16)
 
 
 def lower(function: Callable[..., Any], arguments: Sequence[Any]) -> str:

@@ -100,6 +100,18 @@ class Shape:
         splits = split_count(blocks, self.width * self.page, tile)
         return Config(tile=tile, stages=stages, splits=splits, least=max(2, min(8, blocks // 16)))
 
+    def candidates(self, scale_bytes: int) -> list[Config]:
+        """The heuristic's configuration first, then others that fit, for measuring."""
+        default = self.default(scale_bytes)
+        others = [
+            Config(tile, stages, splits, default.least)
+            for tile in sorted({max(32, self.page), max(64, self.page), max(128, self.page)})
+            for stages in (2, 4, 6, 8)
+            for splits in sorted({max(1, default.splits // 2), default.splits, 2 * default.splits})
+        ]
+        fitting = [c for c in others if self.shared_bytes(c, scale_bytes) <= SHARED_BYTES]
+        return list(dict.fromkeys([default, *fitting]))
+
     def check(self, config: Config, dtype: jnp.dtype, scale_dtype: jnp.dtype) -> None:
         """Declines what the kernel cannot do."""
         require(dtype == jnp.bfloat16, f"queries must be bfloat16 (codes are multiplied as such); got {dtype}")

@@ -9,6 +9,7 @@ its softmax on padding. The loop's bounds are data. Softmax is in powers of two.
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from pallas_kernels import tuning
 from pallas_kernels.mosaic_gpu import tiles
 from pallas_kernels.mosaic_gpu.target import require, simulator
 from pallas_kernels.mosaic_gpu.tiles import HIDDEN, LOG2E, Mma, constant, spread
@@ -34,6 +36,15 @@ class Config:
     stages: int
     splits: int
     least: int
+
+    @classmethod
+    def measured(cls, op: str, stored: jnp.dtype, shape: Any) -> Config | None:
+        """What was measured best on this device for a call like this one."""
+        if simulator() is not None:
+            return None
+        pairs = shape.rows * shape.kv_heads
+        found = tuning.lookup(op, stored, shape.head_dim, shape.page, pairs, shape.width * shape.page)
+        return None if found is None else cls(**found)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +72,18 @@ class Shape:
         blocks = self.rows * self.kv_heads * self.parts
         splits = split_count(blocks, self.width * self.page, tile)
         return Config(tile=tile, stages=stages, splits=splits, least=max(2, min(8, blocks // 16)))
+
+    def candidates(self, itemsize: int) -> list[Config]:
+        """The heuristic's configuration first, then others that fit, for measuring."""
+        default, rows = self.default(itemsize), 16 * self.row_warps
+        others = [
+            Config(tile, stages, splits, default.least)
+            for tile in (32, 64, 128)
+            for stages in (2, 3, 4, 6)
+            for splits in sorted({max(1, default.splits // 2), default.splits, 2 * default.splits})
+        ]
+        fitting = [c for c in others if shared_bytes(c, rows, self.head_dim, itemsize) <= SHARED_BYTES]
+        return list(dict.fromkeys([default, *fitting]))
 
 
 def check(shape: Shape, dtype: jnp.dtype) -> None:

@@ -32,16 +32,13 @@ def paged_decode_attention(
     rows = 16 if head_dim % 32 == 0 else 32
     queries, parts = work.grouped(q, kv_heads, rows)
     shape = Shape(batch, kv_heads, parts, page_ids.shape[1], page_ids.shape[2], page, head_dim)
-    require(
-        q.dtype == k_pages.dtype, f"queries and pages must share a dtype; got {q.dtype} and {k_pages.dtype}"
-    )
+    require(q.dtype == k_pages.dtype, f"queries and pages must share a dtype; got {q.dtype} and {k_pages.dtype}")
     check(shape, q.dtype)
     require_tma()
+    config = config or Config.measured("paged_decode_attention", k_pages.dtype, shape)
     config = config or shape.default(q.dtype.itemsize)
     used = shared_bytes(config, rows, head_dim, q.dtype.itemsize)
-    require(
-        used <= SHARED_BYTES, f"needs {used} bytes of shared memory per block; {SHARED_BYTES} are available"
-    )
+    require(used <= SHARED_BYTES, f"needs {used} bytes of shared memory per block; {SHARED_BYTES} are available")
     first, stop = work.visible_range(lengths, counts, logical_ids, window, page)
     partial = decode(
         queries,

@@ -39,9 +39,7 @@ def paged_prefill_attention(
     require_plain(k_pages, v_pages, head_dim)
     _, kv_heads, page, _ = k_pages.shape
     group, rows = heads // kv_heads, ROWS * WARPGROUPS
-    require(
-        q.dtype == k_pages.dtype, f"queries and pages must share a dtype; got {q.dtype} and {k_pages.dtype}"
-    )
+    require(q.dtype == k_pages.dtype, f"queries and pages must share a dtype; got {q.dtype} and {k_pages.dtype}")
     require(
         q.dtype in (jnp.bfloat16, jnp.float16),
         f"tensor cores multiply bfloat16 and float16 here (float32 would be rounded to tf32); got {q.dtype}",
@@ -55,9 +53,7 @@ def paged_prefill_attention(
     require_tma(exactly_hopper=True)
     config = config or Config.default(head_dim, q.dtype.itemsize)
     used = shared_bytes(config, head_dim, q.dtype.itemsize)
-    require(
-        used <= SHARED_BYTES, f"needs {used} bytes of shared memory per block; {SHARED_BYTES} are available"
-    )
+    require(used <= SHARED_BYTES, f"needs {used} bytes of shared memory per block; {SHARED_BYTES} are available")
 
     owned = query_starts[1:] - query_starts[:-1]
     single = owned == 1

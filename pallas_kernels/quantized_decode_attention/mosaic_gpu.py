@@ -37,9 +37,10 @@ def quantized_decode_attention(
     shape = Shape(batch, kv_heads, 1, *page_ids.shape[1:], page, head_dim, codes.codec_of(k_codes), scales.shape[2])
     queries, parts = work.grouped(q, kv_heads, 16 * shape.row_warps)
     shape = dataclasses.replace(shape, parts=parts)
+    require_tma()
+    config = config or Config.measured("quantized_decode_attention", k_codes.dtype, shape)
     config = config or shape.default(scales.dtype.itemsize)
     shape.check(config, q.dtype, scales.dtype)
-    require_tma()
     first, stop = work.visible_range(lengths, counts, logical_ids, window, page)
     partial = decode(
         queries,

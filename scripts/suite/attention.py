@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import pallas_kernels as kernels
+from pallas_kernels import codes
 from suite import clock, paged
 from suite.records import Run, Unavailable
 
@@ -29,6 +30,7 @@ class Shape:
     head_dim: int = 128
     page: int = 32
     skewed: bool = False
+    codec: str | None = None
 
     @property
     def lengths(self) -> np.ndarray:
@@ -48,6 +50,15 @@ class Shape:
         return 2 * self.kv_tokens * self.kv_heads * self.head_dim
 
     @property
+    def bytes(self) -> int:
+        """Bytes of keys and values that one call must read, scales included."""
+        if self.codec is None:
+            return 2 * self.kv_values
+        scales = codes.scales_width(self.codec, self.page, self.head_dim) / self.page
+        halves = 1 if self.codec == "int4" else 2
+        return self.kv_values * halves // 2 + int(2 * scales * self.kv_tokens * self.kv_heads)
+
+    @property
     def flops(self) -> int:
         """Multiply-adds times two of a prefill chunk, causal."""
         seen = self.rows * self.chunk * (self.held - (self.chunk - 1) / 2)
@@ -63,6 +74,9 @@ DECODE = {
     "8 x 128K, lists of 2048": Shape(8, 131072, read=2048),
     "1 x 128K": Shape(1, 131072),
     "64 x 2K": Shape(64, 2048),
+    "32 x 32K, int8": Shape(32, 32768, codec="int8"),
+    "32 x 32K, fp8": Shape(32, 32768, codec="fp8"),
+    "32 x 32K, int4": Shape(32, 32768, codec="int4"),
     "32 rows, one of 128K, others of 8K": Shape(32, 131072, skewed=True),
 }
 PREFILL = {
@@ -76,7 +90,13 @@ def shapes(tiny: bool) -> tuple[dict[str, Shape], dict[str, Shape]]:
     if not tiny:
         return DECODE, PREFILL
     small = dict(heads=4, kv_heads=2, head_dim=64)
-    return {"tiny": Shape(2, 128, **small)}, {"tiny": Shape(2, 64, chunk=32, **small)}
+    decode = {"tiny": Shape(2, 128, **small), "tiny, int4": Shape(2, 128, codec="int4", **small)}
+    return decode, {"tiny": Shape(2, 64, chunk=32, **small)}
+
+
+def has_peers(shape: Shape) -> bool:
+    """Whether the others are timed at this shape too."""
+    return shape.page == 32 and not shape.skewed and shape.codec is None
 
 
 def cases(tiny: bool) -> Iterator[tuple[str, Run]]:
@@ -89,7 +109,7 @@ def cases(tiny: bool) -> Iterator[tuple[str, Run]]:
     for name, shape in prefill.items():
         yield f"prefill {name}: ours", functools.partial(ours, shape)
     for name, shape in decode.items():
-        if shape.page == 32 and not shape.skewed:
+        if has_peers(shape):
             yield f"decode {name}: XLA gather", functools.partial(gather, shape)
             yield f"decode {name}: cuDNN, contiguous", functools.partial(contiguous, shape, "cudnn")
     for name, shape in prefill.items():
@@ -132,25 +152,29 @@ def queries(shape: Shape) -> jax.Array:
     return paged.normal(3, (shape.rows * max(shape.chunk, 1), shape.heads, shape.head_dim), jnp.bfloat16)
 
 
-def ours(shape: Shape, **options: Any) -> dict[str, Any]:
-    """The op as the engine calls it."""
+def call_of(shape: Shape) -> tuple[str, list[Any], dict[str, Any]]:
+    """The op that serves a shape, its arguments, and those that are named."""
     ids, counts, lengths, logical, pages = lists(shape)
-    arguments = [
-        queries(shape),
-        *pools(pages, shape.kv_heads, shape.page, shape.head_dim),
-        ids,
-        counts,
-        lengths,
-    ]
-    op, named = kernels.paged_decode_attention, {} if logical is None else {"logical_ids": logical}
+    extents = (pages, shape.kv_heads, shape.page, shape.head_dim)
+    op = "paged_prefill_attention" if shape.chunk else "paged_decode_attention"
+    if shape.codec is None:
+        stored = pools(*extents)
+    else:
+        op, stored = "quantized_decode_attention", coded.random_pools(shape.codec, *extents)
+    arguments = [queries(shape), *stored, ids, counts, lengths]
     if shape.chunk:
-        op = kernels.paged_prefill_attention
         arguments.append(jnp.arange(shape.rows + 1, dtype=jnp.int32) * shape.chunk)
-    chosen, _ = kernels.explain(op, *arguments, **named, **options)
+    return op, arguments, {} if logical is None else {"logical_ids": logical}
+
+
+def ours(shape: Shape) -> dict[str, Any]:
+    """The op as the engine calls it."""
+    op, arguments, named = call_of(shape)
+    chosen, _ = kernels.explain(op, *arguments, **named)
 
     def call(*given):
         plain = given[: len(arguments)]
-        return op(*plain, **dict(zip(named, given[len(arguments) :], strict=True)), **options)
+        return getattr(kernels, op)(*plain, **dict(zip(named, given[len(arguments) :], strict=True)))
 
     return {"backend": chosen} | measured(shape, call, *arguments, *named.values())
 
@@ -178,9 +202,7 @@ def contiguous(shape: Shape, implementation: str) -> dict[str, Any]:
     q = queries(shape).reshape(shape.rows, -1, shape.heads, shape.head_dim)
 
     def call(q, k, v):
-        return jax.nn.dot_product_attention(
-            q, k, v, implementation=implementation, is_causal=shape.chunk == shape.held
-        )
+        return jax.nn.dot_product_attention(q, k, v, implementation=implementation, is_causal=shape.chunk == shape.held)
 
     try:
         return measured(shape, call, q, k, v)
@@ -191,7 +213,7 @@ def contiguous(shape: Shape, implementation: str) -> dict[str, Any]:
 def measured(shape: Shape, call, *arguments) -> dict[str, Any]:
     """Time per call, and the bytes or operations that it stands for."""
     seconds = clock.seconds(call, *arguments)
-    moved = 2 * shape.kv_values
+    moved = shape.bytes
     result = {"seconds": seconds, "bytes": moved, "bytes_per_s": moved / seconds}
     if shape.chunk:
         result |= {"flops": shape.flops, "flops_per_s": shape.flops / seconds}

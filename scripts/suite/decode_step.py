@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sparsejax.cache.group import dense_group
+from sparsejax.cache.group import CacheGroup, dense_group
 from sparsejax.engine.rows import neutral_row, stack_rows
 from sparsejax.engine.sampler import SamplingRows
 from sparsejax.engine.state import DeviceState, initial_state
@@ -49,6 +49,7 @@ class Setup:
     page: int = 32
     dtype: Any = jnp.bfloat16
     implementation: Any = None
+    platform: str = "gpu"  # whose layouts the pools have
 
     @property
     def width(self) -> int:
@@ -61,11 +62,10 @@ class Setup:
 
     def state(self) -> DeviceState:
         """The device state with zeroed pools."""
-        group = dense_group(self.config, self.page, np.dtype(self.dtype), self.rows * self.width + 1)
         rows = stack_rows([neutral_row(self.config.vocab_size)] * (self.rows + 1))
         return initial_state(
             self.config,
-            group,
+            self.group,
             num_rows=self.rows,
             table_width=self.width,
             sampling=jax.tree.map(jnp.asarray, SamplingRows(**rows)),
@@ -73,9 +73,13 @@ class Setup:
         )
 
     @property
+    def group(self) -> CacheGroup:
+        pages = self.rows * self.width + 1
+        return dense_group(self.config, self.page, np.dtype(self.dtype), pages, self.platform)
+
+    @property
     def pool_bytes(self) -> int:
-        group = dense_group(self.config, self.page, np.dtype(self.dtype), self.rows * self.width + 1)
-        return group.pool_bytes
+        return self.group.pool_bytes
 
     def shapes(self, key: StepKey) -> tuple[Callable[..., Any], tuple[Any, Any, Any]]:
         """The program and its arguments as shapes; the first one is to be donated."""

@@ -49,7 +49,5 @@ def _softmax(case, q, k, v, at, positions, heads) -> tuple[np.ndarray, np.ndarra
     weights = np.exp(scores - top[..., None])
     total = weights.sum(-1) + np.exp(sinks - top)
     sees = seen.any(-1)[:, None]
-    out = np.where(
-        sees[..., None], np.einsum("tgs,sd->tgd", weights, v) / np.where(sees, total, 1)[..., None], 0
-    )
+    out = np.where(sees[..., None], np.einsum("tgs,sd->tgd", weights, v) / np.where(sees, total, 1)[..., None], 0)
     return out, np.where(sees, top + np.log(np.where(sees, total, 1)), HIDDEN)

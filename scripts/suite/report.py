@@ -26,11 +26,9 @@ def torch_peer(tiny: bool) -> list[Record]:
     from suite import attention
 
     decode, prefill = attention.shapes(tiny)
-    wanted = {f"decode {name}": s for name, s in decode.items() if s.page == 32 and not s.skewed}
+    wanted = {f"decode {name}": s for name, s in decode.items() if attention.has_peers(s)}
     wanted |= {f"prefill {name}": s for name, s in prefill.items() if s.chunk == s.held}
-    given = {
-        n: [s.rows, s.read or s.held, s.heads, s.kv_heads, s.head_dim, s.chunk] for n, s in wanted.items()
-    }
+    given = {n: [s.rows, s.read or s.held, s.heads, s.kv_heads, s.head_dim, s.chunk] for n, s in wanted.items()}
     script = Path(__file__).with_name("torch_sdpa.py")
     try:
         done = subprocess.run(
@@ -50,7 +48,7 @@ def torch_peer(tiny: bool) -> list[Record]:
             "reason": outcome,
         }
         if not isinstance(outcome, str):
-            moved = 2 * wanted[name].kv_values
+            moved = wanted[name].bytes
             record = {"case": record["case"], "status": "ok", "seconds": outcome, "bytes": moved}
             record["bytes_per_s"] = moved / outcome
             if wanted[name].chunk:
@@ -84,6 +82,4 @@ def table(records: Sequence[Record]) -> str:
 def default_path(records: Sequence[Record], root: Path) -> Path:
     """docs/results/gpu_suite_<device>.json."""
     device = next((r["device"] for r in records if r["case"] == "machine"), "unknown")
-    return (
-        root / "docs" / "results" / f"gpu_suite_{re.sub(r'[^a-z0-9]+', '_', device.lower()).strip('_')}.json"
-    )
+    return root / "docs" / "results" / f"gpu_suite_{re.sub(r'[^a-z0-9]+', '_', device.lower()).strip('_')}.json"

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int
 
 import pallas_kernels
 from pallas_kernels import layouts
+from pallas_kernels.dispatch import Implementation
 
 type Pools = tuple[Float[Array, "N K P W"], Float[Array, "N K P W"] | None]
 
@@ -82,7 +83,7 @@ class DenseLayout:
         v: Float[Array, "T K D"],
         page_ids: Int[Array, " T"],
         offsets: Int[Array, " T"],
-        implementation: str | None = None,
+        implementation: Implementation = None,
     ) -> Pools:
         """Stores the keys and values of T tokens, in place where the pools are donated."""
         return pallas_kernels.kv_write(*pools, k, v, page_ids, offsets, implementation=implementation)

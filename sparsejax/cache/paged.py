@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 import pallas_kernels
+from pallas_kernels.dispatch import Implementation
 from sparsejax.cache.group import CacheGroup
 from sparsejax.cache.layout import Pools
 
@@ -69,7 +70,7 @@ class PagedKV:
     group: CacheGroup = field(metadata={"static": True})
     windows: tuple[int | None, ...] = field(metadata={"static": True})
     soft_cap: float | None = field(default=None, metadata={"static": True})
-    implementation: str | None = field(default=None, metadata={"static": True})
+    implementation: Implementation = field(default=None, metadata={"static": True})
 
     def attend(
         self,

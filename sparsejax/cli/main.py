@@ -19,6 +19,7 @@ GROUPS = {
         "chat": "talk with a model in the terminal",
     },
     "Look at this machine": {
+        "eval": "measure quality against KV bytes on long-context tasks",
         "bench": "measure throughput and latency of a model here",
         "memory": "what a model and its KV cache need, and how many sequences fit",
         "doctor": "check versions, devices, kernels, caches and a model",

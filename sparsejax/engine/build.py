@@ -27,6 +27,15 @@ CPU_POOL_LIMIT = 4 << 30
 WORKSPACE_BYTES = 1 << 30
 """Device memory left to the steps' temporaries on an accelerator."""
 FIRST_PROGRAMS = 2
+IMPLEMENTATIONS: dict[str, str | tuple[str, ...] | None] = {
+    "auto": None,
+    "xla": "xla",
+    "reference": "reference",
+    "pallas": ("mosaic_gpu", "mosaic_tpu", "xla"),
+    "mosaic_gpu": ("mosaic_gpu", "xla"),
+    "mosaic_tpu": ("mosaic_tpu", "xla"),
+}
+"""Backends of the array operations by `EngineConfig.backend`, best first; XLA serves what kernels decline."""
 
 
 def build_core(config: EngineConfig, model: LoadedModel | None = None, tokenizer: Any = None) -> EngineCore:
@@ -49,8 +58,7 @@ def build_core(config: EngineConfig, model: LoadedModel | None = None, tokenizer
     one_page = dense_group(model.config, config.page_size, model.dtype, 1, platform)
     num_pages = pages_for(_kv_budget(config, model), one_page, wanted=config.max_num_seqs * width)
     group = dense_group(model.config, config.page_size, model.dtype, num_pages, platform)
-    implementation = None if config.backend == "auto" else config.backend
-    runner = Runner(model, group, table, width, implementation)
+    runner = Runner(model, group, table, width, IMPLEMENTATIONS[config.backend])
     core = EngineCore(
         runner,
         PageAllocator(num_pages),

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pallas_kernels.dispatch import Implementation
 from sparsejax.cache.group import CacheGroup
 from sparsejax.engine.compile import Programs, abstract
 from sparsejax.engine.rows import neutral_row, stack_rows
@@ -45,7 +46,7 @@ class Runner:
         group: CacheGroup,
         table: StepTable,
         table_width: int,
-        implementation: str | None,
+        implementation: Implementation,
     ):
         self.params = model.params
         self.table = table

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from pallas_kernels.dispatch import Implementation
 from sparsejax.cache.group import CacheGroup
 from sparsejax.cache.paged import PagedKV
 from sparsejax.engine.sampler import SamplingRows
@@ -67,7 +68,7 @@ def initial_state(
     num_rows: int,
     table_width: int,
     sampling: SamplingRows,
-    implementation: str | None,
+    implementation: Implementation,
 ) -> DeviceState:
     """Zeroed pools and tables for `num_rows` rows plus the spare one; `sampling` has that many rows already."""
     pools = tuple(group.layout.zeros() for _ in group.layers)

@@ -26,6 +26,14 @@ def wanted(engine):
     return [output.outputs[0].token_ids for output in engine.generate(PROMPTS, GREEDY)]
 
 
+@pytest.fixture
+def sigint():
+    """Ctrl-C raises, also where the tests were started in the background and so ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def served(engine, wanted):
     """The engine gives every page back and still answers right."""
     assert not engine.has_unfinished()
@@ -53,17 +61,17 @@ def test_abort_in_every_state(engine, wanted, steps):
 
 
 @pytest.mark.parametrize("delay", [0.0, 0.003, 0.02])
-def test_ctrl_c_leaves_a_usable_engine(engine, wanted, delay):
+def test_ctrl_c_leaves_a_usable_engine(engine, wanted, sigint, delay):
     timer = threading.Timer(delay, os.kill, (os.getpid(), signal.SIGINT))
     with pytest.raises(KeyboardInterrupt):
         timer.start()
-        while True:
+        for _ in range(1000):
             engine.generate(PROMPTS, GREEDY)
     timer.join()
     served(engine, wanted)
 
 
-def test_ctrl_c_inside_a_step_loses_no_token(engine, wanted, monkeypatch):
+def test_ctrl_c_inside_a_step_loses_no_token(engine, wanted, sigint, monkeypatch):
     """A caller of step() who catches Ctrl-C and goes on has every token of every request."""
     delta = SamplingParams(temperature=0.0, max_tokens=20, ignore_eos=True, output_kind="delta")
     for index, prompt in enumerate(PROMPTS):

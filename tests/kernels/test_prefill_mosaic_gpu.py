@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from pallas_kernels.mosaic_gpu import target
 
 from .paged_prefill_attention_conformance import PagedPrefillAttentionConformance
@@ -13,3 +15,8 @@ class TestMosaicGpuPagedPrefillAttention(PagedPrefillAttentionConformance):
 
     def interpreted(self):
         return target.simulated()
+
+    @pytest.mark.slow
+    def test_cuts_into_chunks_agree(self):
+        """Nine runs of the simulator."""
+        super().test_cuts_into_chunks_agree()

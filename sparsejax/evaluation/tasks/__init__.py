@@ -46,7 +46,8 @@ def make_sample(task: str, *, length: int, seed: int, tokenizer: Any, **options:
         length: tokens of context and first question, with the special tokens that the tokenizer adds.
         seed: any integer; the sample depends on it, the task and the length only (and on `options`).
         tokenizer: a transformers tokenizer; texts themselves are plain English.
-        options: what the task takes, in place of its defaults (``keys``, ``values``, ``filler``, ``density``, ``turns`` ...).
+        options: what the task takes, in place of its defaults (``keys``, ``values``, ``filler``, ``density``,
+            ``turns`` ...).
 
     Raises:
         ConfigError: the task is unknown, the options contradict each other, or the facts do not fit the length.

@@ -31,7 +31,9 @@ def common_words(rng: random.Random, *, common: int = 3, often: int = 12, seldom
             if not batch:
                 fresh, rounds = iter(others), rounds + 1
                 if seldom * rounds >= often:
-                    raise ConfigError("there are not enough words for this length; let the common words stand more often")
+                    raise ConfigError(
+                        "there are not enough words for this length; let the common words stand more often"
+                    )
                 batch = list(islice(fresh, 24))
             waiting.extend(batch * seldom)
             rng.shuffle(waiting)

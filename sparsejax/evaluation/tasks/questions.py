@@ -11,8 +11,14 @@ from sparsejax.evaluation.tasks.compose import Plan
 from sparsejax.evaluation.tasks.fillers import markov_filler
 from sparsejax.evaluation.tasks.sample import Turn
 
-PEOPLE = ("actor", "author", "baker", "captain", "doctor", "farmer", "king", "nurse", "pilot", "queen", "sailor", "tailor")
-PLACES = ("attic", "barn", "cabin", "cellar", "garage", "kitchen", "library", "museum", "office", "school", "studio", "temple")
+PEOPLE = (
+    "actor", "author", "baker", "captain", "doctor", "farmer",
+    "king", "nurse", "pilot", "queen", "sailor", "tailor",
+)
+PLACES = (
+    "attic", "barn", "cabin", "cellar", "garage", "kitchen",
+    "library", "museum", "office", "school", "studio", "temple",
+)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,93 @@
+"""Measure quality against KV bytes: long-context tasks served under each sparsity preset, compared with dense.
+
+sparsejax eval --quick
+sparsejax eval --model DIR --lengths 4096 8192 --samples 100 --json results.json --plot results.png
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from sparsejax.cli import options
+from sparsejax.errors import ModelError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("evaluation")
+    group.add_argument("--quick", action="store_true", help="five cases, two lengths, 16 documents each")
+    group.add_argument("--cases", nargs="+", metavar="CASE", help="'core', 'all' or names; a wrong name lists them")
+    group.add_argument("--lengths", type=int, nargs="+", metavar="N", help="tokens of a document with its question")
+    group.add_argument("--samples", type=int, metavar="N", help="documents per case and length")
+    group.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the first document (default: 0)")
+    group.add_argument("--presets", nargs="+", metavar="NAME", help="sparsity presets (default: all)")
+    group.add_argument("--budgets", nargs="+", default=[], metavar="B", help="tokens (2048) or share of prompt (0.25)")
+    group.add_argument("--every-cell", action="store_true", help="all presets serve what dense has not learned, too")
+    group.add_argument("--json", metavar="FILE", help="write everything that was measured")
+    group.add_argument("--plot", metavar="FILE", help="draw accuracy against KV bytes (needs matplotlib)")
+    options.add_engine_options(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    from sparsejax.config import PRESETS
+    from sparsejax.evaluation import plot
+    from sparsejax.evaluation.policies import make_policies, parse_budget
+
+    policies = make_policies(args.presets or PRESETS, map(parse_budget, args.budgets))
+    suite = make_suite(args)
+    config = options.make_config(args)
+    if args.plot:
+        plot.load_pyplot()  # says what is missing before the work, not after
+    from sparsejax.evaluation.report import as_json, as_text
+    from sparsejax.evaluation.runner import evaluate
+    from sparsejax.models.loader import load_model
+
+    model = load_model(config.model, config.dtype)
+    if not args.lengths:
+        suite = suite.within(model.config.max_position_embeddings - ROOM)
+    tokenizer = find_tokenizer(config, model)
+    found = evaluate(model, tokenizer, suite, policies, config, every_cell=args.every_cell, report=show_progress)
+    print(as_text(found))
+    if args.json:
+        Path(args.json).write_text(json.dumps(as_json(found), indent=1) + "\n")
+    if args.plot:
+        plot.draw(found, args.plot)
+    return 0
+
+
+ROOM = 512
+"""Tokens kept free for replies where the lengths were not asked for."""
+
+
+def make_suite(args: argparse.Namespace) -> Any:
+    """The suite that the flags describe."""
+    from sparsejax.evaluation.suite import CASES, CORE, DEFAULT, QUICK
+
+    named = {"core": CORE, "all": tuple(CASES)}
+    given: dict[str, Any] = {"seed": args.seed}
+    if args.cases:
+        given["cases"] = tuple(dict.fromkeys(case for name in args.cases for case in named.get(name, (name,))))
+    if args.lengths:
+        given["lengths"] = tuple(sorted(set(args.lengths)))
+    if args.samples is not None:
+        given["samples"] = args.samples
+    return dataclasses.replace(QUICK if args.quick else DEFAULT, **given)
+
+
+def find_tokenizer(config: Any, model: Any) -> Any:
+    """The tokenizer that the flags name, or the model's own."""
+    from sparsejax.models.tokenizer import load_tokenizer
+
+    if config.tokenizer is None and model.path is None:
+        raise ModelError("the model has no tokenizer; name one with --tokenizer DIR")
+    return load_tokenizer(config.tokenizer or model.path)
+
+
+def show_progress(policy: Any, cell: Any) -> None:
+    from sparsejax.evaluation.report import percent
+
+    print(f"{policy.label}: {cell.case} at {cell.length} tokens: {percent(cell)}", file=sys.stderr, flush=True)

@@ -1,0 +1,29 @@
+"""A recipe that trains in seconds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from train.recipe import Recipe, load_recipe
+
+TINY = {
+    "seed": 3,
+    "max_position": 128,
+    "planted": True,
+    "warmup": 2,
+    "shape": {
+        **{"num_layers": 2, "hidden_size": 64, "intermediate_size": 64},
+        **{"num_heads": 2, "num_kv_heads": 1, "head_dim": 32},
+    },
+    "stages": [
+        {"steps": 8, "length": 48, "rows": 4, "micro_rows": 2, "rate": 4e-3},
+        {"steps": 8, "length": 64, "rows": 2, "micro_rows": 2, "rate": [4e-3, 1e-3], "gap_share": 0.5},
+    ],
+}
+
+
+def tiny(folder: Path) -> Recipe:
+    path = folder / "tiny.json"
+    path.write_text(json.dumps(TINY))
+    return load_recipe(path)
