@@ -71,13 +71,16 @@ def test_selection_keeps_the_best_and_whole_budgets_are_dense(seed, held, budget
         if len(others):
             assert kept[-1] == held[row] - 1
             assert scores[row, head, others].max() <= scores[row, head, kept[:-1]].min(initial=np.inf)
-    dense = decode(q, k_pages, v_pages, ids, counts, lengths)
-    given_all = select(scores, ids, counts, np.full(ROWS, WIDTH, np.int32))
-    whole = decode(
-        q, k_pages, v_pages, given_all.page_ids, given_all.counts, lengths, logical_ids=given_all.logical_ids
-    )
-    for a, b in zip(dense, whole, strict=True):
-        np.testing.assert_array_equal(a, b)
+    by_head = np.repeat(ids, KV_HEADS, axis=1), np.repeat(counts, KV_HEADS, axis=1)
+    every = np.broadcast_to(np.arange(WIDTH, dtype=np.int32), by_head[0].shape)
+    dense = decode(q, k_pages, v_pages, *by_head, lengths, logical_ids=every)
+    all_pages = select(scores, ids, counts, np.full(ROWS, WIDTH, np.int32))
+    chosen = all_pages.page_ids, all_pages.counts
+    whole = decode(q, k_pages, v_pages, *chosen, lengths, logical_ids=all_pages.logical_ids)
+    plain = decode(q, k_pages, v_pages, ids, counts, lengths)
+    for a, b, c in zip(whole, dense, plain, strict=True):
+        np.testing.assert_array_equal(a, b)  # one program: the same bits
+        np.testing.assert_allclose(a, c, atol=1e-6, rtol=1e-6)  # without logical ids it is another
 
 
 @settings(max_examples=15, deadline=None)
