@@ -13,7 +13,7 @@ import numpy as np
 
 import pallas_kernels as kernels
 from pallas_kernels import codes
-from suite import clock, paged
+from suite import clock, coded, paged
 from suite.records import Run, Unavailable
 
 
