@@ -11,7 +11,12 @@ import jax
 import numpy as np
 import pytest
 
-from pallas_kernels import paged_decode_attention, paged_prefill_attention, quantized_decode_attention
+from pallas_kernels import (
+    page_scores,
+    paged_decode_attention,
+    paged_prefill_attention,
+    quantized_decode_attention,
+)
 from pallas_kernels.mosaic_tpu import attention, work
 
 from . import oracle
@@ -62,6 +67,21 @@ def short_chunks(monkeypatch):
 @pytest.mark.parametrize("spec", (SIDE_BY_SIDE, HEAD_LISTS, SHARED_LISTS, CODED), ids=str)
 def test_right_and_free_of_races(spec: Spec, mode: str):
     assert judge(spec, mode) is None
+
+
+@pytest.mark.parametrize("mode", DMA_MODES)
+def test_page_scores_are_right_and_free_of_races(mode: str):
+    case = build(Spec("simulated scores", (2100, 0, 20), heads=2, kv_heads=2))
+    rng = np.random.default_rng(5)
+    low, high = np.sort(rng.standard_normal((2, case.k_pages.shape[0], 2, 64)), axis=0).astype(np.float32)
+    q = case.q.astype(np.float32)
+    got, race = simulate(mode, page_scores, q, np.concatenate([low, high], -1), case.page_ids, case.counts, scale=1.0)
+    for row, count in enumerate(case.counts[:, 0]):
+        pages = case.page_ids[row, 0, :count]
+        best = np.maximum(q[row] * low[pages], q[row] * high[pages]).sum(-1).T
+        np.testing.assert_allclose(got[row, :, :count], best, 1e-5, 1e-5)
+        assert (got[row, :, count:] < -1e29).all()
+    assert not race
 
 
 BUGS = {
