@@ -17,8 +17,8 @@ TINY = {
         **{"num_heads": 2, "num_kv_heads": 1, "head_dim": 32},
     },
     "stages": [
-        {"steps": 8, "length": 48, "rows": 4, "micro_rows": 2, "rate": 4e-3},
-        {"steps": 8, "length": 64, "rows": 2, "micro_rows": 2, "rate": [4e-3, 1e-3], "gap_share": 0.5},
+        {"steps": 24, "length": 48, "rows": 4, "micro_rows": 2, "rate": 1e-2},
+        {"steps": 24, "length": 48, "rows": 4, "micro_rows": 2, "rate": [1e-2, 1e-3], "gap_share": 0.5},
     ],
 }
 
