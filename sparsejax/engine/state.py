@@ -79,7 +79,7 @@ def initial_state(
     table_width: int,
     sampling: SamplingRows,
     implementation: Implementation,
-    selector: Selector | None,
+    selector: Selector | None = None,
 ) -> DeviceState:
     """Zeroed pools and tables for `num_rows` rows plus the spare one; `sampling` has that many rows already."""
     pools = tuple(group.layout.zeros() for _ in group.layers)
