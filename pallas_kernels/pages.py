@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array
 
 from pallas_kernels import codes, layouts
@@ -114,5 +115,6 @@ def _flat(side: Array | None, live: Array) -> Array | None:
 
 
 def batched(equation: str, a: Array, b: Array) -> Array:
-    """An einsum that accumulates in float32."""
-    return jnp.einsum(equation, a, b, preferred_element_type=jnp.float32)
+    """An einsum that accumulates in float32 and rounds no float32 input, as GPUs would (tf32)."""
+    precision = lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
+    return jnp.einsum(equation, a, b, precision=precision, preferred_element_type=jnp.float32)
