@@ -12,7 +12,7 @@ from sparsejax.evaluation.tasks.sample import Turn
 NEEDLES = {"filler": "needle"}
 HALF = {"filler": "needle", "density": 0.5}
 
-# Name -> task and options. `_dense`: every other line is a fact of the asked kind; `_half`: half of the lines are.
+# Name -> task and options. `_dense`: all other lines are facts of the asked kind; `_half`: half of them are.
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "niah_single": ("niah_single", {}),
     "niah_single_noise": ("niah_single", {"filler": "noise"}),
