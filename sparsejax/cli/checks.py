@@ -185,40 +185,13 @@ def tokenizer(config: Any) -> Check:
 
 
 def operations() -> Iterator[Check]:
-    """Which implementation serves each array operation here, and why the others do not.
+    """Which implementation serves a usual call of each array operation here, and why the others do not."""
+    import pallas_kernels
 
-    Asked for one usual shape (8 query heads over 2, head dim 64, pages of 32 tokens); nothing is computed.
-    """
-    import jax
-    import jax.numpy as jnp
-
-    from pallas_kernels.dispatch import explain
-
-    def array(*shape: int, dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(shape, dtype)
-
-    rows, tokens, pool = 4, 64, array(16, 2, 32, 64, dtype=jnp.bfloat16)
-    listed = (array(rows, 1, 8), array(rows, 1), array(rows))
-    new = array(tokens, 2, 64, dtype=jnp.bfloat16)
-    cases = {
-        "kv_write": (pool, pool, new, new, array(tokens), array(tokens)),
-        "paged_decode_attention": (array(rows, 8, 64, dtype=jnp.bfloat16), pool, pool, *listed),
-        "paged_prefill_attention": (
-            array(tokens, 8, 64, dtype=jnp.bfloat16),
-            pool,
-            pool,
-            *listed,
-            array(rows + 1),
-        ),
-    }
-    for name, case in cases.items():
-        chosen, reasons = explain(name, *case)
-        why = "; ".join(f"{other}: {shorten_reason(reason)}" for other, reason in reasons.items())
-        yield Check(
-            "operation",
-            "ok" if chosen else "fail",
-            f"{name}: {chosen or 'none'}" + (f" ({why})" if why else ""),
-        )
+    for served in pallas_kernels.report():
+        why = "; ".join(f"{other}: {shorten_reason(reason)}" for other, reason in served.declined.items())
+        text = f"{served.op}: {served.backend or 'none'}" + (f" ({why})" if why else "")
+        yield Check("operation", "ok" if served.backend else "fail", text)
 
 
 def shorten_reason(reason: str) -> str:

@@ -87,7 +87,12 @@ class EchoEngine:
         return {"weights": 3 * 2**20, "kv_pages": 2**20, "total": 4 * 2**20}
 
     def stats(self) -> dict[str, int]:
-        return {"kv_live_bytes": 2**10 * len(self.waiting)}
+        asked = len(self.asked)
+        return {
+            "kv_live_bytes": 2**10 * len(self.waiting),
+            "decode_held_bytes": 4 * asked,
+            "decode_read_bytes": asked,
+        }
 
 
 @pytest.fixture

@@ -167,7 +167,8 @@ def test_demo_prints_rates_memory_and_next_steps(engine, capsys):
     text = capsys.readouterr().out
     for part in ("of 8 answers are right", "tokens/s", "at most: 7.0 KiB", "4.0 MiB", "What to try next"):
         assert part in text
-    assert len(engine.asked) == 2 * 8 + 1
+    assert text.count("25% read") == 3
+    assert len(engine.asked) == 2 * 8 + 1 + 3 * 8
 
 
 def test_demo_needs_a_tokenizer(engine, capsys):
