@@ -136,7 +136,8 @@ def compare(
 
 
 def ours(args: argparse.Namespace, load: workload.Workload, dtype: str, model: Path) -> Contender:
-    engine = {"max_model_len": load.prompt[1] + load.new[1], "max_num_seqs": load.requests, "warmup": "full", **args.engine}
+    engine = {"max_model_len": load.prompt[1] + load.new[1], "max_num_seqs": load.requests, "warmup": "full"}
+    engine |= args.engine
     settings = {"model": str(model), "dtype": dtype, "threads": args.threads, "engine": engine}
     return Contender("sparsejax", sys.executable, "sparsejax_side.py", settings, root=ROOT)
 
