@@ -12,7 +12,7 @@ import jax
 from sparsejax.cache.allocator import PageAllocator
 from sparsejax.cache.group import dense_group, pages_for
 from sparsejax.config import EngineConfig
-from sparsejax.engine.compile import use_compile_cache
+from sparsejax.engine.compile import release_compiler_memory, use_compile_cache
 from sparsejax.engine.core import EngineCore
 from sparsejax.engine.policies import Policies
 from sparsejax.engine.runner import Runner
@@ -91,6 +91,7 @@ def _warm(runner: Runner, config: EngineConfig) -> None:
     if config.warmup == "lazy":
         keys = keys[:FIRST_PROGRAMS]
     runner.warm(keys, progress=_progress_bar if sys.stderr.isatty() else list)
+    release_compiler_memory()
 
 
 def _progress_bar(keys: list) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import os
 import time
 from collections.abc import Callable, Hashable
@@ -47,6 +49,14 @@ class Programs:
 def abstract(tree: Any) -> Any:
     """Shapes and dtypes of `tree`, which is all that compiling needs."""
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
+
+
+def release_compiler_memory() -> None:
+    """Gives the heap that compiling left behind back to the system, where the C library can (glibc)."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def use_compile_cache(directory: Path | None) -> None:

@@ -107,7 +107,7 @@ def test_one_bad_prompt_of_many_starts_none(engine):
         (dict(memory_utilization=1.5), r"\(0, 1\]"),
         (dict(max_model_len=1000), "exceeds what the model was made for .512 positions."),
         (dict(max_model_len="8k"), "must be an integer"),
-        (dict(sparsity="quests"), "not one of"),
+        (dict(sparsity="quests"), "did you mean .quest."),
         (dict(tensor_parallel_size=2), "not supported by this version"),
     ],
     ids=str,
