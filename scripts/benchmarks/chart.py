@@ -6,7 +6,7 @@ from html import escape
 
 from benchmarks.report import NAMES, OURS, by_contender, median
 
-WIDTH, LABEL, BAR, GAP, TOP = 760, 230, 20, 9, 34
+WIDTH, LABEL, BAR, GAP, TOP = 790, 260, 20, 9, 34
 COLOURS = {True: "#2563a8", False: "#a9b4c0"}
 FONT = "font-family='system-ui, -apple-system, Segoe UI, Helvetica, Arial, sans-serif'"
 
