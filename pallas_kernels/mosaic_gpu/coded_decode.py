@@ -124,6 +124,10 @@ class Shape:
             self.head_dim % 32 == 0 and 32 <= self.head_dim <= 256,
             f"head dim must be a multiple of 32 from 32 to 256 (swizzled rows of bytes); got {self.head_dim}",
         )
+        require(
+            self.codec != "fp8" or self.head_dim < 256,
+            f"fp8 codes need a head dim below 256 (widening them by bits spills registers there); got {self.head_dim}",
+        )
         scale_bytes = jnp.dtype(scale_dtype).itemsize
         require(
             self.scales * scale_bytes % 16 == 0,
