@@ -26,11 +26,13 @@ class Rows:
         lengths: tokens of each row that are in pages once this step's own are written; 0 is an empty row.
         query_starts: row b's queries are ``query_starts[b] : query_starts[b + 1]`` of the section; None when
             each row has exactly one query.
+        slots: the row of the device state that each row is.
     """
 
     page_ids: Int[Array, "B S"]
     lengths: Int[Array, " B"]
     query_starts: Int[Array, " B1"] | None = None
+    slots: Int[Array, " B"] | None = None
 
     def page_list(self, page_size: int) -> tuple[Int[Array, "B 1 S"], Int[Array, "B 1"]]:
         """The list of all pages of each row, the same for every head: dense attention."""
@@ -47,6 +49,7 @@ class StepBatch:
         decode: rows of the first ``len(decode.lengths)`` tokens.
         prefill: rows of the tokens after them, or None.
         policy: what the decode rows read, for the selector.
+        segments: how the chunks lie in pages, where the KV object asks for it (`planned`).
     """
 
     tokens: Int[Array, " T"]
@@ -56,6 +59,7 @@ class StepBatch:
     decode: Rows
     prefill: Rows | None = None
     policy: Any = None
+    segments: Any = None
 
 
 @jax.tree_util.register_dataclass
@@ -79,6 +83,14 @@ class PagedKV:
     implementation: Implementation = field(default=None, metadata={"static": True})
     selector: Any = field(default=None, metadata={"static": True})
 
+    def planned(self, batch: StepBatch) -> StepBatch:
+        """`batch` with what every layer would otherwise work out for itself; dense pages need nothing."""
+        return batch
+
+    def parts(self) -> dict[str, Any]:
+        """Its arrays by component."""
+        return {"kv_pages": self.pools, "page_bounds": self.bounds}
+
     def attend(
         self,
         layer: int,
@@ -97,7 +109,7 @@ class PagedKV:
             self.pools[layer], rotate(k), v, batch.page_ids, batch.offsets, self.implementation
         )
         q = rotate(q)
-        options = dict(window=self.windows[layer], soft_cap=self.soft_cap, implementation=self.implementation)
+        options = self._options(layer)
         decode_count = batch.decode.lengths.shape[0]
         page_ids, counts = batch.decode.page_list(layout.page_size)
         logical_ids, bounds = None, self.bounds[layer]
@@ -129,6 +141,10 @@ class PagedKV:
             pools=tuple(self.group.layout.copy(pools, source, target) for pools in self.pools),
             bounds=tuple(None if b is None else b.at[target].set(b[source]) for b in self.bounds),
         )
+
+    def _options(self, layer: int) -> dict[str, Any]:
+        """Of the layer's attention."""
+        return dict(window=self.windows[layer], soft_cap=self.soft_cap, implementation=self.implementation)
 
     def _with_layer(self, layer: int, pools: Pools, bounds: Array | None) -> PagedKV:
         return replace(

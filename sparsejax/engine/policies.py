@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 
 import numpy as np
@@ -26,14 +27,23 @@ class Policies:
         """The policy of a request.
 
         Raises:
-            RequestError: it is no policy, or the engine has not declared its select.
+            RequestError: it is no policy, names another codec, or the engine has not declared its select.
         """
         if params.sparsity is None:
             return self.default
         try:
             policy = SparsityConfig.coerce(params.sparsity)
+            if policy.codec is None:
+                policy = dataclasses.replace(policy, codec=self.default.codec)
         except ConfigError as error:
             raise RequestError(str(error), parameter="sparsity", value=params.sparsity) from error
+        if policy.codec != self.default.codec:
+            raise RequestError(
+                f"this engine stores its pages as {self.default.codec}, not as {policy.codec}: leave the codec out, "
+                f"or start an engine with sparsity={policy.codec!r}.",
+                parameter="sparsity",
+                value=params.sparsity,
+            )
         if policy.select not in self._selects:
             raise RequestError(
                 f"this engine serves the selects {', '.join(sorted(self._selects))}, not {policy.select!r}: "

@@ -9,7 +9,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels.dispatch import Implementation
+from sparsejax.cache.coded import CodedKV
 from sparsejax.cache.group import CacheGroup
+from sparsejax.cache.layout import CodedLayout
 from sparsejax.cache.paged import PagedKV
 from sparsejax.engine.sampler import SamplingRows
 from sparsejax.models.config import DecoderConfig
@@ -84,7 +86,8 @@ def initial_state(
     """Zeroed pools and tables for `num_rows` rows plus the spare one; `sampling` has that many rows already."""
     pools = tuple(group.layout.zeros() for _ in group.layers)
     bounds = tuple(None if selector is None else selector.initial_bounds(group.layout) for _ in group.layers)
-    kv = PagedKV(pools, bounds, group, config.windows, config.attn_soft_cap, implementation, selector)
+    kind = CodedKV if isinstance(group.layout, CodedLayout) else PagedKV
+    kv = kind(pools, bounds, group, config.windows, config.attn_soft_cap, implementation, selector)
     return DeviceState(
         kv,
         tables=jnp.zeros((num_rows + 1, table_width), jnp.int32),
@@ -101,8 +104,7 @@ def state_bytes(state: DeviceState) -> dict[str, int]:
         return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
 
     return {
-        "kv_pages": total(state.kv.pools),
-        "page_bounds": total(state.kv.bounds),
+        **{name: total(arrays) for name, arrays in state.kv.parts().items()},
         "page_tables": total(state.tables),
         "sampling_rows": total((state.last_tokens, state.sampling, state.policy)),
     }

@@ -134,9 +134,10 @@ class StepShape:
             page_ids=jnp.concatenate([decode.page_ids, pages]),
             offsets=jnp.concatenate([decode.offsets, offsets]),
             decode=decode.decode,
-            prefill=Rows(tables, lengths, starts),
+            prefill=Rows(tables, lengths, starts, fields["chunk_rows"]),
             policy=decode.policy,
         )
+        batch = state.kv.planned(batch)
         hidden, kv = self.decoder.apply({"params": params}, batch, state.kv)
         state, sampled = self._sample(
             key,
@@ -160,7 +161,7 @@ class StepShape:
         pages, offsets = self._slots(tables, positions, live)
         lengths = jnp.where(live, positions + 1, 0)
         policy = None if state.policy is None else state.policy.at(rows)
-        return StepBatch(tokens, positions, pages, offsets, Rows(tables, lengths), policy=policy)
+        return StepBatch(tokens, positions, pages, offsets, Rows(tables, lengths, slots=rows), policy=policy)
 
     def _slots(self, tables: Int[Array, "T S"], positions: Int[Array, " T"], live) -> tuple[Array, Array]:
         """Page and offset of each token; padding goes to the dump page."""

@@ -14,14 +14,17 @@ from sparsejax.errors import ConfigError
 SELECTS = ("all", "window", "random", "oracle", "quest")
 """Ways to choose the pages that a decode step reads; the files of `select` by name, and all of them."""
 NEEDS_BOUNDS = frozenset({"quest"})
+CODECS = ("dense", "int8", "fp8", "int4")
+"""Ways to store full pages; ``dense`` is the model's dtype."""
 
 
 @dataclass(frozen=True)
 class SparsityConfig:
-    """A point of keep ∘ select ∘ codec; so far a choice of select over a cache that keeps everything.
+    """A point of keep ∘ select ∘ codec; so far a choice of select and codec over a cache that keeps everything.
 
-    The prompt is read densely; every decode step reads the selected pages of each layer. A budget that covers
-    the sequence reads all of it.
+    The prompt reads every page; every decode step reads the selected pages of each layer. A budget that covers
+    the sequence reads all of it. Under a codec a token reads its own page in the model's dtype and every earlier
+    one as stored, wherever chunks end.
 
     Attributes:
         select: which pages a decode step reads: ``all``; ``window``, the newest; ``random``, a fixed random
@@ -31,6 +34,8 @@ class SparsityConfig:
         budget: tokens read per KV head, sinks and recents included; a float is a share of the prompt.
         sink, recent: tokens at the start and at the end that are always read, rounded up to pages.
         seed: of ``random``.
+        codec: how full pages are stored: ``dense``, ``int8``, ``fp8`` (e4m3) or ``int4``. One for all policies of
+            an engine; None takes that of the others, or ``dense``.
     """
 
     select: str = "all"
@@ -38,10 +43,18 @@ class SparsityConfig:
     sink: int = 4
     recent: int = 64
     seed: int = 0
+    codec: str | None = None
 
     def __post_init__(self) -> None:
         if self.select not in SELECTS:
             raise ConfigError(f"select={self.select!r} is not one of {', '.join(map(repr, SELECTS))}.")
+        if self.codec is not None and self.codec not in CODECS:
+            raise ConfigError(f"codec={self.codec!r} is not one of {', '.join(map(repr, CODECS))}.")
+        if self.select == "oracle" and self.codec not in (None, "dense"):
+            raise ConfigError(
+                f"select='oracle' does not go with codec={self.codec!r}: it bounds what selection loses, apart from "
+                "what coding loses. Leave the codec dense, or select 'quest'."
+            )
         share = isinstance(self.budget, float)
         if isinstance(self.budget, bool) or not isinstance(self.budget, (int, float)) or not self.budget > 0:
             raise ConfigError(f"budget={self.budget!r}: give tokens (an integer) or a share of the prompt (a float).")
@@ -111,17 +124,32 @@ class PageCounts:
 
 
 PRESETS: dict[str, SparsityConfig] = {
-    "dense": SparsityConfig(),
+    "dense": SparsityConfig(codec="dense"),
     "window": SparsityConfig("window"),
     "random": SparsityConfig("random"),
     "oracle": SparsityConfig("oracle"),
     "quest": SparsityConfig("quest"),
+    "int8": SparsityConfig(codec="int8"),
+    "fp8": SparsityConfig(codec="fp8"),
+    "int4": SparsityConfig(codec="int4"),
 }
 
 
 def declared(value: Any) -> tuple[SparsityConfig, ...]:
-    """What an engine offers: one policy or several, the first of them its default."""
+    """What an engine offers: one policy or several, the first of them its default, all with the same codec.
+
+    Raises:
+        ConfigError: none is named, one is no policy, or they name different codecs.
+    """
     values = value if isinstance(value, (list, tuple)) else (value,)
     if not values:
         raise ConfigError("sparsity=() names no policy; give at least 'dense'.")
-    return tuple(SparsityConfig.coerce(item) for item in values)
+    policies = tuple(SparsityConfig.coerce(item) for item in values)
+    codecs = sorted({policy.codec for policy in policies if policy.codec is not None})
+    if len(codecs) > 1:
+        raise ConfigError(
+            f"sparsity names the codecs {' and '.join(codecs)}, but an engine stores all pages in one: give every "
+            "policy the same codec, or leave it out of all but one (presets that select name none)."
+        )
+    codec = codecs[0] if codecs else "dense"
+    return tuple(dataclasses.replace(policy, codec=codec) for policy in policies)

@@ -10,7 +10,8 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 import pallas_kernels
-from sparsejax.cache.layout import DenseLayout, Pools
+from sparsejax.cache.codecs.quantized import Codes
+from sparsejax.cache.layout import CodedLayout, DenseLayout, Pools
 from sparsejax.sparsity.policy import NEEDS_BOUNDS, SELECTS, SparsityConfig
 from sparsejax.sparsity.rows import PolicyRows
 from sparsejax.sparsity.select import SCORES, Query
@@ -29,7 +30,7 @@ class Selector:
         names = {policy.select for policy in policies} - {"all"}
         return cls(tuple(name for name in SELECTS if name in names), page_size) if names else None
 
-    def initial_bounds(self, layout: DenseLayout) -> Float[Array, "N K X"] | None:
+    def initial_bounds(self, layout: DenseLayout | CodedLayout) -> Float[Array, "N K X"] | None:
         """Empty key bounds of one layer, if a declared select reads them. Pages not sealed yet must be finite."""
         if not NEEDS_BOUNDS & set(self.selects):
             return None
@@ -53,7 +54,7 @@ class Selector:
     def select(
         self,
         q: Float[Array, "B H D"],
-        pools: Pools,
+        pools: Pools | Codes,
         bounds: Float[Array, "N K X"] | None,
         page_ids: Int[Array, "B 1 S"],
         counts: Int[Array, "B 1"],
@@ -65,7 +66,8 @@ class Selector:
 
         A select that no row of the batch uses costs nothing.
         """
-        query = Query(q, *pools, bounds, page_ids, counts, lengths, options)
+        k_pages, v_pages, *scales = pools
+        query = Query(q, k_pages, v_pages, bounds, page_ids, counts, lengths, options, *scales)
         scores = jnp.zeros((q.shape[0], pools[0].shape[1], page_ids.shape[2]))
         for name in self.selects:
             mine = policy.kind == SELECTS.index(name)

@@ -15,6 +15,8 @@ class Query(NamedTuple):
         lengths: tokens of each row, the query's own included.
         bounds: key bounds of sealed pages ``[N, K, 2D]``; None unless a declared select needs them.
         options: `window`, `soft_cap` and `implementation` of the layer's attention.
+        scales: of coded pages, whose `k_pages` and `v_pages` are codes; None where they are dense. The open page
+            of a row is not among coded ones.
     """
 
     q: Array
@@ -25,3 +27,4 @@ class Query(NamedTuple):
     counts: Array
     lengths: Array
     options: dict[str, Any]
+    scales: Array | None = None

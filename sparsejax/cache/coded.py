@@ -1,0 +1,145 @@
+"""The paged KV state of a model whose sealed pages are stored in codes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+import pallas_kernels
+from sparsejax.cache.codecs.quantized import Codes, Partial
+from sparsejax.cache.layout import Pools
+from sparsejax.cache.paged import PagedKV, StepBatch
+from sparsejax.cache.segments import Segments
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class CodedKV(PagedKV):
+    """`PagedKV` over a `CodedLayout`: `pools` holds the codes and the open pages of each layer.
+
+    A query at position t reads its own page in the model's dtype and every earlier page in codes, also inside
+    its own chunk. So what it sees depends on its position only, and results do not depend on chunks, neighbours
+    or preemption.
+    """
+
+    def planned(self, batch: StepBatch) -> StepBatch:
+        """`batch` with its chunks cut at page borders."""
+        if batch.prefill is None:
+            return batch
+        chunk = slice(batch.decode.lengths.shape[0], None)
+        starts, size = batch.prefill.query_starts, self.group.layout.page_size
+        return replace(batch, segments=Segments.of(batch.page_ids[chunk], batch.offsets[chunk], starts, size))
+
+    def parts(self) -> dict[str, Any]:
+        sealed, opened = zip(*self.pools, strict=True)
+        return {"kv_pages": sealed, "open_pages": opened, "page_bounds": self.bounds}
+
+    def attend(
+        self,
+        layer: int,
+        q: Float[Array, "T H D"],
+        k: Float[Array, "T K D"],
+        v: Float[Array, "T K D"],
+        batch: StepBatch,
+        rotate: Callable[[Array], Array],
+    ) -> tuple[Float[Array, "T H D"], CodedKV]:
+        """Writes the step's rotated keys and values, seals the pages that they fill, then reads each row's pages."""
+        layout = self.group.layout
+        q, k = rotate(q), rotate(k)
+        (codes, opened), bounds = self.pools[layer], self.bounds[layer]
+        count, rows = batch.decode.lengths.shape[0], batch.decode
+        pages = jnp.where(rows.lengths > 0, rows.slots + 1, 0)
+        opened = layout.open.write(opened, k[:count], v[:count], pages, batch.offsets[:count], self.implementation)
+        full = batch.offsets[:count] == layout.page_size - 1
+        codes, bounds = self._seal(codes, opened, bounds, full, pages, batch.page_ids[:count])
+        scratch = None
+        if batch.prefill is not None:
+            cut = batch.segments
+            scratch = self._chunk_pages(opened, k[count:], v[count:], batch)
+            ids = jnp.arange(1, len(cut.lengths) + 1, dtype=jnp.int32)
+            codes, bounds = self._seal(codes, scratch, bounds, cut.lengths == layout.page_size, ids, cut.pages)
+            # A last segment that is full leaves a page behind that the row's next token writes over.
+            opened = layout.open.take(opened, scratch, cut.last, _open_pages(batch))
+        out = self._decode(layer, q[:count], codes, opened, bounds, pages, batch)
+        if scratch is not None:
+            out = jnp.concatenate([out, self._prefill(layer, q[count:], codes, scratch, batch)])
+        return out, self._with_layer(layer, (codes, opened), bounds)
+
+    def _seal(
+        self,
+        codes: Codes,
+        raw: Pools,
+        bounds: Array | None,
+        full: Array,
+        sources: Int[Array, " S"],
+        targets: Int[Array, " S"],
+    ) -> tuple[Codes, Array | None]:
+        """Codes the pages `sources` of `raw` that are full into the pages `targets`; work follows their number."""
+        order, count = jnp.argsort(~full), full.sum(dtype=jnp.int32)
+        sources, targets = sources[order], targets[order]
+        sealed = self.group.layout.sealed
+        codes = sealed.seal(codes, raw, sources, targets, count, self.implementation)
+        if bounds is not None:
+            bounds = sealed.bounds(bounds, codes, targets, count, self.implementation)
+        return codes, bounds
+
+    def _chunk_pages(self, opened: Pools, k: Array, v: Array, batch: StepBatch) -> Pools:
+        """A scratch pool with the page of each segment: the row's open page first, then the chunk's tokens."""
+        cut, layout = batch.segments, self.group.layout.open
+        layout = layout.with_pages(len(cut.lengths) + 1)
+        scratch = layout.take(layout.zeros(), opened, _open_pages(batch), cut.first)
+        offsets = batch.offsets[-len(cut.scratch) :]
+        return layout.write(scratch, k, v, cut.scratch, offsets, self.implementation)
+
+    def _decode(
+        self,
+        layer: int,
+        q: Float[Array, "B H D"],
+        codes: Codes,
+        opened: Pools,
+        bounds: Array | None,
+        pages: Int[Array, " B"],
+        batch: StepBatch,
+    ) -> Float[Array, "B H D"]:
+        """One query per row: listed sealed pages in codes, the row's open page `pages` raw."""
+        rows, size, options = batch.decode, self.group.layout.page_size, self._options(layer)
+        page_ids, counts = rows.page_list(size)
+        logical_ids = None
+        if self.selector is not None:
+            page_ids, logical_ids, counts = self.selector.select(
+                q, codes, bounds, page_ids, counts, rows.lengths, batch.policy, options
+            )
+        # Lists ascend and hold the open page, which is their last.
+        earlier = jnp.maximum(counts - 1, 0)
+        sealed = self.group.layout.sealed.decode_attention(
+            q, codes, page_ids, earlier, rows.lengths, logical_ids=logical_ids, **options
+        )
+        held = jnp.where(rows.lengths > 0, (rows.lengths - 1) % size + 1, 0)
+        lists = pages[:, None, None], (held > 0).astype(jnp.int32)[:, None], held
+        own = pallas_kernels.paged_decode_attention(q, *opened, *lists, return_lse=True, **options)
+        return _merged(sealed, own)
+
+    def _prefill(
+        self, layer: int, q: Float[Array, "T H D"], codes: Codes, scratch: Pools, batch: StepBatch
+    ) -> Float[Array, "T H D"]:
+        """The chunks: sealed pages in codes, each token's own page out of the scratch pool."""
+        rows, options = batch.prefill, self._options(layer)
+        lists = (*rows.page_list(self.group.layout.page_size), rows.lengths, rows.query_starts)
+        sealed = self.group.layout.sealed.prefill_attention(q, codes, *lists, **options)
+        lists = batch.segments.page_lists()
+        own = pallas_kernels.paged_prefill_attention(q, *scratch, *lists, return_lse=True, **options)
+        return _merged(sealed, own)
+
+
+def _open_pages(batch: StepBatch) -> Int[Array, " R"]:
+    """The open page of each row that has a chunk, the dump page for others."""
+    return jnp.where(batch.prefill.lengths > 0, batch.prefill.slots + 1, 0)
+
+
+def _merged(sealed: Partial, own: Partial) -> Float[Array, "T H D"]:
+    return pallas_kernels.merge_partials(sealed, own)[0]
