@@ -19,8 +19,8 @@ EOS = 7
 
 
 @functools.cache
-def tiny_model(window: int | None = None, positions: int = 512) -> LoadedModel:
-    """Two layers, GQA, float32; weights wide enough that no two logits tie."""
+def tiny_model(window: int | None = None, positions: int = 512, kv_heads: int = 2) -> LoadedModel:
+    """Two layers, GQA, or MHA with 4 `kv_heads`, float32; weights wide enough that no two logits tie."""
     config = DecoderConfig(
         family="llama",
         vocab_size=VOCAB,
@@ -28,7 +28,7 @@ def tiny_model(window: int | None = None, positions: int = 512) -> LoadedModel:
         intermediate_size=96,
         num_layers=2,
         num_heads=4,
-        num_kv_heads=2,
+        num_kv_heads=kv_heads,
         head_dim=16,
         max_position_embeddings=positions,
         eos_token_ids=(EOS,),
