@@ -55,16 +55,15 @@ class CodedKV(PagedKV):
         count, rows = batch.decode.lengths.shape[0], batch.decode
         pages = jnp.where(rows.lengths > 0, rows.slots + 1, 0)
         opened = layout.open.write(opened, k[:count], v[:count], pages, batch.offsets[:count], self.implementation)
+        scratch, cut = None, batch.segments
+        if batch.prefill is not None:
+            # Nothing but this reads the open pages before their last write: a copy of them would be needed.
+            scratch = self._chunk_pages(opened, k[count:], v[count:], batch)
+            opened = layout.open.take(opened, scratch, cut.last, _open_pages(batch))
+            full = cut.lengths == layout.page_size
+            codes, bounds = self._seal(codes, scratch, bounds, full, cut.scratch_pages, cut.pages)
         full = batch.offsets[:count] == layout.page_size - 1
         codes, bounds = self._seal(codes, opened, bounds, full, pages, batch.page_ids[:count])
-        scratch = None
-        if batch.prefill is not None:
-            cut = batch.segments
-            scratch = self._chunk_pages(opened, k[count:], v[count:], batch)
-            ids = jnp.arange(1, len(cut.lengths) + 1, dtype=jnp.int32)
-            codes, bounds = self._seal(codes, scratch, bounds, cut.lengths == layout.page_size, ids, cut.pages)
-            # A last segment that is full leaves a page behind that the row's next token writes over.
-            opened = layout.open.take(opened, scratch, cut.last, _open_pages(batch))
         out = self._decode(layer, q[:count], codes, opened, bounds, pages, batch)
         if scratch is not None:
             out = jnp.concatenate([out, self._prefill(layer, q[count:], codes, scratch, batch)])
@@ -112,7 +111,7 @@ class CodedKV(PagedKV):
         logical_ids = None
         if self.selector is not None:
             page_ids, logical_ids, counts = self.selector.select(
-                q, codes, bounds, page_ids, counts, rows.lengths, batch.policy, options
+                q, self.group.layout.sealed.view(codes), bounds, page_ids, counts, rows.lengths, batch.policy, options
             )
         # Lists ascend and hold the open page, which is their last.
         earlier = jnp.maximum(counts - 1, 0)

@@ -30,8 +30,18 @@ class CacheGroup:
 
     @property
     def fixed_bytes(self) -> int:
-        """Bytes of the pools that do not grow with the pages."""
+        """Bytes of the pools besides the pages."""
         return len(self.layers) * self.layout.fixed_bytes
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes that a row holds besides its pages: its open page, where that is stored apart."""
+        return len(self.layers) * self.layout.row_bytes
+
+    def read_bytes(self, pages: int, queries: int) -> int:
+        """Bytes of `pages` listed ones, the open page of each of `queries` queries among them."""
+        apart = queries if self.row_bytes else 0
+        return (pages - apart) * self.page_bytes + apart * self.row_bytes
 
     @property
     def pool_bytes(self) -> int:

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 import pallas_kernels
 from pallas_kernels import layouts
 from pallas_kernels.dispatch import Implementation
-from sparsejax.cache.codecs.quantized import Codes, QuantizedPages, scales_width
+from sparsejax.cache.codecs.quantized import Codes, QuantizedPages
 
 type Pools = tuple[Float[Array, "N K P W"], Float[Array, "N K P W"] | None]
 
@@ -69,8 +69,8 @@ class DenseLayout:
     def pool_bytes(self) -> int:
         return self.num_pages * self.page_bytes
 
-    fixed_bytes = 0
-    """Bytes of the pools that do not grow with the pages."""
+    fixed_bytes = row_bytes = 0
+    """Bytes besides the pages: of all rows, and of each; open pages are pages like others here."""
 
     def with_pages(self, num_pages: int) -> DenseLayout:
         return replace(self, num_pages=num_pages)
@@ -116,9 +116,8 @@ class CodedLayout:
     @classmethod
     def of(cls, dense: DenseLayout, codec: str, num_rows: int, platform: str) -> CodedLayout:
         """As many pages as `dense` has, in codes, with open pages for `num_rows` rows."""
-        width = scales_width(codec, dense.page_size, dense.head_dim, platform)
-        shape = (dense.num_pages, dense.num_kv_heads, dense.page_size, dense.head_dim)
-        sealed = QuantizedPages(codec, *shape, dense.dtype, dense.lanes, dense.num_pools, width)
+        names = ("num_pages", "num_kv_heads", "page_size", "head_dim", "dtype", "lanes", "num_pools")
+        sealed = QuantizedPages.beside(codec, platform, **{name: getattr(dense, name) for name in names})
         return cls(sealed, dense.with_pages(num_rows + 1))
 
     @property
@@ -149,8 +148,13 @@ class CodedLayout:
 
     @property
     def fixed_bytes(self) -> int:
-        """Bytes of the open pages."""
+        """Bytes of the open pages of all rows."""
         return self.open.pool_bytes
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row's open page."""
+        return self.open.page_bytes
 
     @property
     def pool_bytes(self) -> int:

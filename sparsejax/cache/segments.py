@@ -58,7 +58,12 @@ class Segments:
             jnp.where(owns, scratch[jnp.maximum(query_starts[1:] - 1, 0)], 0),
         )
 
+    @property
+    def scratch_pages(self) -> Int[Array, " S"]:
+        """Scratch page of each segment."""
+        return jnp.arange(1, len(self.lengths) + 1, dtype=jnp.int32)
+
     def page_lists(self) -> tuple[Int[Array, "S 1 1"], Int[Array, "S 1"], Int[Array, " S"], Int[Array, " S1"]]:
         """Each segment as a row that lists its own scratch page: ids, counts, lengths and query starts."""
-        ids = jnp.arange(1, len(self.lengths) + 1, dtype=jnp.int32)
-        return ids[:, None, None], (self.lengths > 0).astype(jnp.int32)[:, None], self.lengths, self.starts
+        ids = self.scratch_pages[:, None, None]
+        return ids, (self.lengths > 0).astype(jnp.int32)[:, None], self.lengths, self.starts

@@ -61,6 +61,7 @@ class Policies:
         """Adds the pages that the decode rows of a step hold, and those that it reads, per layer and KV head."""
         for sequence, its in zip(plan.decode, params, strict=True):
             pages = self.of(its).page_counts(sequence.num_prompt, self.page_size)
+            counters["decode_rows"] += plan.num_steps
             for step in range(plan.num_steps):
                 listed = -(-(sequence.num_computed - step) // self.page_size)
                 counters["decode_pages_held"] += listed

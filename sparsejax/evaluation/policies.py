@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from sparsejax.errors import ConfigError
-from sparsejax.sparsity.policy import PRESETS
+from sparsejax.sparsity.policy import CODECS, PRESETS
 
 BASELINE = "dense"
-WITHOUT_BUDGET = frozenset({BASELINE})
+WITHOUT_BUDGET = frozenset({BASELINE, *CODECS})
 
 
 @dataclass(frozen=True)

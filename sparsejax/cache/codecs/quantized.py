@@ -30,6 +30,7 @@ class QuantizedPages:
         dtype: of the scales, and of what is coded.
         lanes, num_pools: minor dimension and number of the pools of codes.
         scales_width: X, padding included.
+        as_bytes: pools of fp8 are uint8 arrays, since XLA on CPU would convert whole pools of 8-bit floats.
     """
 
     codec: str
@@ -41,6 +42,27 @@ class QuantizedPages:
     lanes: int
     num_pools: int
     scales_width: int
+    as_bytes: bool = False
+
+    @classmethod
+    def beside(
+        cls,
+        codec: str,
+        platform: str,
+        *,
+        num_pages: int,
+        num_kv_heads: int,
+        page_size: int,
+        head_dim: int,
+        dtype: np.dtype,
+        lanes: int,
+        num_pools: int,
+    ) -> QuantizedPages:
+        """Pools for a platform, whose pages have these dimensions in dense pools."""
+        width = codes.scales_width(codec, page_size, head_dim)
+        width += -width % layouts.LANES if platform == "tpu" else 0
+        shape = (num_pages, num_kv_heads, page_size, head_dim)
+        return cls(codec, *shape, dtype, lanes, num_pools, width, codec == "fp8" and platform == "cpu")
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -60,10 +82,18 @@ class QuantizedPages:
 
     def zeros(self) -> Codes:
         """Empty pools. Zeros: scales of the dump page must be finite."""
-        dtype = codes.DTYPES[self.codec]
+        dtype = jnp.uint8 if self.as_bytes else codes.DTYPES[self.codec]
         second = jnp.zeros(self.shape, dtype) if self.num_pools == 2 else None
         scales = jnp.zeros((self.num_pages, self.num_kv_heads, self.scales_width), self.dtype)
         return jnp.zeros(self.shape, dtype), second, scales
+
+    def view(self, pools: Codes) -> Codes:
+        """The pools with codes in the dtype that names the codec."""
+        if not self.as_bytes:
+            return pools
+        *stored, scales = pools
+        dtype = codes.DTYPES[self.codec]
+        return *(None if pool is None else codes.from_bytes(pool, dtype) for pool in stored), scales
 
     def seal(
         self,
@@ -75,9 +105,16 @@ class QuantizedPages:
         implementation: Implementation = None,
     ) -> Codes:
         """Codes the first `count` full pages ``sources`` of `raw` into pages ``targets``, in place."""
-        return pallas_kernels.quantize_pages(
-            *pools, *raw, sources, targets, head_dim=self.head_dim, count=count, implementation=implementation
+        coded = pallas_kernels.quantize_pages(
+            *self.view(pools),
+            *raw,
+            sources,
+            targets,
+            head_dim=self.head_dim,
+            count=count,
+            implementation=implementation,
         )
+        return jax.tree.map(lambda new, old: codes.from_bytes(new, old.dtype), coded, pools)
 
     def bounds(
         self,
@@ -89,23 +126,18 @@ class QuantizedPages:
     ) -> Float[Array, "N K X"]:
         """Takes in the key bounds of the first `count` of `pages`, as attention decodes them."""
         return pallas_kernels.page_bounds(
-            bounds, pools[0], pages, scales=pools[2], count=count, implementation=implementation
+            bounds, self.view(pools)[0], pages, scales=pools[2], count=count, implementation=implementation
         )
 
     def decode_attention(self, q: Float[Array, "B H D"], pools: Codes, *lists: Array, **options: Any) -> Partial:
         """One query per row over listed sealed pages; lists and options as in `paged_decode_attention`."""
-        return pallas_kernels.quantized_decode_attention(q, *pools, *lists, return_lse=True, **options)
+        return pallas_kernels.quantized_decode_attention(q, *self.view(pools), *lists, return_lse=True, **options)
 
     def prefill_attention(self, q: Float[Array, "T H D"], pools: Codes, *lists: Array, **options: Any) -> Partial:
         """A ragged chunk over the sealed pages before each query's own page."""
-        return pallas_kernels.quantized_prefill_attention(q, *pools, *lists, return_lse=True, **options)
+        return pallas_kernels.quantized_prefill_attention(q, *self.view(pools), *lists, return_lse=True, **options)
 
     def copy(self, pools: Codes, source: Int[Array, " C"], target: Int[Array, " C"]) -> Codes:
         """Copies whole pages ``source[i] -> target[i]``."""
         return jax.tree.map(lambda pool: pool.at[target].set(pool[source]), pools)
 
-
-def scales_width(codec: str, page_size: int, head_dim: int, platform: str) -> int:
-    """Numbers beside the codes of one page and KV head; whole lanes on a TPU."""
-    width = codes.scales_width(codec, page_size, head_dim)
-    return width + (-width % layouts.LANES if platform == "tpu" else 0)
