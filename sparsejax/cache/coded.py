@@ -55,37 +55,24 @@ class CodedKV(PagedKV):
         count, rows = batch.decode.lengths.shape[0], batch.decode
         pages = jnp.where(rows.lengths > 0, rows.slots + 1, 0)
         opened = layout.open.write(opened, k[:count], v[:count], pages, batch.offsets[:count], self.implementation)
-        scratch, cut = None, batch.segments
+        # A pool that is read before its last write would be copied: all writes come first.
+        scratch, cut, filled = None, batch.segments, []
         if batch.prefill is not None:
-            # Nothing but this reads the open pages before their last write: a copy of them would be needed.
             scratch = self._chunk_pages(opened, k[count:], v[count:], batch)
             opened = layout.open.take(opened, scratch, cut.last, _open_pages(batch))
             full = cut.lengths == layout.page_size
-            codes, bounds = self._seal(codes, scratch, bounds, full, cut.scratch_pages, cut.pages)
+            filled.append((scratch, *_first(full, cut.scratch_pages, cut.pages)))
         full = batch.offsets[:count] == layout.page_size - 1
-        codes, bounds = self._seal(codes, opened, bounds, full, pages, batch.page_ids[:count])
+        filled.append((opened, *_first(full, pages, batch.page_ids[:count])))
+        for raw, sources, targets, number in filled:
+            codes = layout.sealed.seal(codes, raw, sources, targets, number, self.implementation)
+        if bounds is not None:
+            for _, _, targets, number in filled:
+                bounds = layout.sealed.bounds(bounds, codes, targets, number, self.implementation)
         out = self._decode(layer, q[:count], codes, opened, bounds, pages, batch)
         if scratch is not None:
             out = jnp.concatenate([out, self._prefill(layer, q[count:], codes, scratch, batch)])
         return out, self._with_layer(layer, (codes, opened), bounds)
-
-    def _seal(
-        self,
-        codes: Codes,
-        raw: Pools,
-        bounds: Array | None,
-        full: Array,
-        sources: Int[Array, " S"],
-        targets: Int[Array, " S"],
-    ) -> tuple[Codes, Array | None]:
-        """Codes the pages `sources` of `raw` that are full into the pages `targets`; work follows their number."""
-        order, count = jnp.argsort(~full), full.sum(dtype=jnp.int32)
-        sources, targets = sources[order], targets[order]
-        sealed = self.group.layout.sealed
-        codes = sealed.seal(codes, raw, sources, targets, count, self.implementation)
-        if bounds is not None:
-            bounds = sealed.bounds(bounds, codes, targets, count, self.implementation)
-        return codes, bounds
 
     def _chunk_pages(self, opened: Pools, k: Array, v: Array, batch: StepBatch) -> Pools:
         """A scratch pool with the page of each segment: the row's open page first, then the chunk's tokens."""
@@ -133,6 +120,12 @@ class CodedKV(PagedKV):
         lists = batch.segments.page_lists()
         own = pallas_kernels.paged_prefill_attention(q, *scratch, *lists, return_lse=True, **options)
         return _merged(sealed, own)
+
+
+def _first(full: Array, sources: Int[Array, " S"], targets: Int[Array, " S"]) -> tuple[Array, Array, Array]:
+    """Sources and targets with those of full pages first, and how many these are."""
+    order = jnp.argsort(~full)
+    return sources[order], targets[order], full.sum(dtype=jnp.int32)
 
 
 def _open_pages(batch: StepBatch) -> Int[Array, " R"]:
