@@ -98,11 +98,12 @@ class EngineCore:
         )  # fmt: skip
         self._arrivals += 1
         bad_words = compile_bad_words(params.bad_words or (), self.tokenizer)
+        eviction = self._policies.eviction(params, len(prompt.token_ids))
         seed = params.seed if params.seed is not None else mix_seed(self._seed, self._arrivals)
         for index in range(params.n):
             sequence = Sequence(
                 list(prompt.token_ids), max_tokens, (priority, self._arrivals, index),
-                needs_history=bad_words.needs_history,
+                needs_history=bad_words.needs_history, eviction=eviction,
             )  # fmt: skip
             choice = Choice(
                 index, sequence, Detokenizer(self._text, prompt.token_ids, params), mix_seed(seed, index)
@@ -110,11 +111,14 @@ class EngineCore:
             tracker.choices.append(choice)
             self._owner[sequence] = (tracker, choice)
             self._bad_words[sequence] = bad_words
-        first, *rest = (choice.sequence for choice in tracker.choices)
-        if rest:
-            self._forks[first] = rest
         self._trackers[request_id] = tracker
+        first, *rest = (choice.sequence for choice in tracker.choices)
         self.scheduler.add(first)
+        if eviction is not None:  # each sample observes its own queries, so each computes the prompt
+            for sequence in rest:
+                self.scheduler.add(sequence)
+        elif rest:
+            self._forks[first] = rest
         self.counters["requests"] += 1
         self.counters["prompt_tokens"] += len(prompt.token_ids)
 
@@ -124,9 +128,11 @@ class EngineCore:
         self._policies.of(params)
         total = len(prompt.token_ids) + check_length(len(prompt.token_ids), params, self.max_model_len)
         size, capacity = self.scheduler.limits.page_size, self.scheduler.allocator.capacity
-        if -(-total // size) > capacity:
+        eviction = self._policies.eviction(params, len(prompt.token_ids))
+        pages = eviction.peak_pages(total, size) if eviction else -(-total // size)
+        if pages > capacity:
             raise CapacityError(
-                f"the request may reach {total} tokens = {-(-total // size)} pages of {size}, but the KV pool has "
+                f"the request may reach {total} tokens = {pages} pages of {size}, but the KV pool has "
                 f"{capacity}: lower max_tokens, shorten the prompt, or raise kv_memory_bytes."
             )
 
@@ -172,13 +178,14 @@ class EngineCore:
             jax.block_until_ready(self._in_flight.outputs)
             self._in_flight = None
 
-    def _dispatch(self, plan: StepPlan) -> _InFlight:
+    def _dispatch(self, plan: StepPlan) -> _InFlight | None:
         now = time.monotonic()
         for sequence in plan.admitted:
             tracker, choice = self._owner[sequence]
             tracker.metrics.first_scheduled_time = tracker.metrics.first_scheduled_time or now
             policy = self._policies.pack(tracker.params, sequence.num_prompt)
-            self.runner.admit(sequence.row, self._row_values(sequence, tracker, choice), policy)
+            keep = self._policies.pack_keep(tracker.params, sequence.eviction)
+            self.runner.admit(sequence.row, self._row_values(sequence, tracker, choice), policy, keep)
         for sequence, _ in plan.outputs:
             if sequence.needs_history:
                 self._ban(sequence)
@@ -190,6 +197,9 @@ class EngineCore:
             chunk.start < chunk.sequence.num_prompt and self._wants_prompt_logprobs(chunk.sequence)
             for chunk in plan.chunks
         )
+        if not plan.num_tokens:
+            self.runner.cut_caches(plan)
+            return None
         outputs = self.runner.dispatch(plan, greedy, prompt_logprobs)
         for chunk in plan.chunks:
             self._fork(chunk.sequence)

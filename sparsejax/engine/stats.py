@@ -20,6 +20,7 @@ def engine_stats(core: EngineCore) -> dict[str, int | float]:
         "generation_tokens": core.counters["generation_tokens"],
         "computed_tokens": core.counters["computed_tokens"],
         "steps": core.counters["steps"],
+        "decode_dense_bytes": core.counters["decode_pages_dense"] * page_bytes,
         "decode_held_bytes": core.counters["decode_pages_held"] * page_bytes,
         "decode_read_bytes": core.counters["decode_pages_read"] * page_bytes,
         "kv_live_pages": allocator.num_live,
