@@ -85,15 +85,16 @@ def test_chunks_and_pages_do_not_change_tokens(alone, settings):
 
 
 def test_preempted_equals_uninterrupted(engine, alone):
+    growing = random_prompts(7, (9,) * 7)
+    wanted = tokens(engine.generate(growing, asking("rkv", budget=30)))
     allocator = engine.core.scheduler.allocator
     taken = allocator.allocate(allocator.num_free - 19)
     try:
         for name in KEEPS:
             before = engine.stats()["num_preemptions"]
-            prompts = [*PROMPTS, *PROMPTS[::-1]]
-            assert tokens(engine.generate(prompts, asking(name))) == [*alone[name], *alone[name][::-1]], name
-            if name == "rkv":
-                assert engine.stats()["num_preemptions"] > before
+            params = [asking("rkv", budget=30)] * len(growing) + [asking(name)] * len(PROMPTS)
+            assert tokens(engine.generate([*growing, *PROMPTS], params)) == [*wanted, *alone[name]], name
+            assert engine.stats()["num_preemptions"] > before
     finally:
         allocator.release(taken)
     assert engine.stats()["kv_live_pages"] == 0
