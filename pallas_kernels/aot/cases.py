@@ -21,7 +21,8 @@ CODECS = ("int8", "fp8", "int4")
 
 ROWS, HEADS, KV_HEADS = 32, 32, 8
 LISTED = 4096  # list entries per row: a row's lists do not fit a TPU's scalar memory
-POOL_PAGES = 8192
+POOL_TOKENS = 1 << 18  # 4 GiB of the widest float32 pools: the smallest chip holds 16
+BOUNDED = 8192  # pages that have bounds
 CHUNK = 512
 
 
@@ -81,7 +82,7 @@ def _attention(case: Case, target: Target, tokens: int, *more: Any):
     listed = LISTED // 8 if case.per_head else LISTED
     arguments = [
         _shape(tokens, HEADS, case.head_dim, dtype=dtype),
-        *pools(POOL_PAGES, KV_HEADS, case.page, case.head_dim, stored),
+        *pools(POOL_TOKENS // case.page, KV_HEADS, case.page, case.head_dim, stored),
         _shape(ROWS, lists, listed),
         _shape(ROWS, lists),
         _shape(ROWS),
@@ -115,7 +116,7 @@ def _scores(case: Case, target: Target):
     op = functools.partial(pallas_kernels.page_scores, implementation=target.BACKEND, **dict(case.options))
     return op, (
         _shape(ROWS, HEADS, case.head_dim, dtype=jnp.bfloat16),
-        _shape(POOL_PAGES, KV_HEADS, width, dtype=DTYPES[case.dtype]),
+        _shape(BOUNDED, KV_HEADS, width, dtype=DTYPES[case.dtype]),
         _shape(ROWS, 1, LISTED),
         _shape(ROWS, 1),
     )
