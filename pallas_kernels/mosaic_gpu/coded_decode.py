@@ -195,13 +195,7 @@ def decode(
         head = lax.div(block, shape.parts)
         of_list = head if shape.lists > 1 else 0
         first, stop = first_ref[row, of_list], stop_ref[row, of_list]
-        # Pages of this part: the list's visible pages in `splits` equal runs of whole steps.
-        begin, end = lax.div(first, page), lax.div(stop + page - 1, page)
-        run = lax.div(lax.div(end - begin + splits - 1, splits) + pages - 1, pages)
-        run = jnp.maximum(run, config.least) * pages
-        begin += part_index * run
-        end = jnp.minimum(begin + run, end)
-        steps = jnp.maximum(lax.div(end - begin + pages - 1, pages), 0)
+        begin, end, steps = tiles.part_of(part_index, first, stop, page, pages, splits, config.least)
 
         def page_at(step, i):
             # Past the end the last page comes again: what is not listed is never looked up.

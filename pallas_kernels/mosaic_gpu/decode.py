@@ -148,13 +148,7 @@ def decode(
         head = lax.div(block, shape.parts)
         of_list = head if shape.lists > 1 else 0
         first, stop = first_ref[row, of_list], stop_ref[row, of_list]
-        # Units of this part: the list's visible units in `splits` equal runs of whole tiles.
-        begin, end = lax.div(first, unit), lax.div(stop + unit - 1, unit)
-        run = lax.div(lax.div(end - begin + splits - 1, splits) + copies - 1, copies)
-        run = jnp.maximum(run, config.least) * copies
-        begin += part * run
-        end = jnp.minimum(begin + run, end)
-        steps = jnp.maximum(lax.div(end - begin + copies - 1, copies), 0)
+        begin, end, steps = tiles.part_of(part, first, stop, unit, copies, splits, config.least)
 
         def fetch(step, slot, pool, ring, ready):
             for i in range(copies):

@@ -93,6 +93,22 @@ def page_of(page_ids, row: jax.Array, head: jax.Array, entry: jax.Array) -> jax.
     return page_ids[row, head, entry]
 
 
+def part_of(
+    part: jax.Array, first: jax.Array, stop: jax.Array, unit: int, copies: int, splits: int, least: int
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Units [begin, end) that one of `splits` parts of a list takes, and its steps.
+
+    The list's units of slots [first, stop) are cut into equal runs of whole steps of `copies` units, of at least
+    `least` steps.
+    """
+    begin, end = lax.div(first, unit), lax.div(stop + unit - 1, unit)
+    run = lax.div(lax.div(end - begin + splits - 1, splits) + copies - 1, copies)
+    run = jnp.maximum(run, least) * copies
+    begin += part * run
+    end = jnp.minimum(begin + run, end)
+    return begin, end, jnp.maximum(lax.div(end - begin + copies - 1, copies), 0)
+
+
 def visible(slot: jax.Array, first: jax.Array, stop: jax.Array) -> jax.Array:
     """Which list slots a query sees."""
     return (slot >= first) & (slot < stop)
