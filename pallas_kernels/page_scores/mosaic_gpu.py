@@ -18,7 +18,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels.mosaic_gpu import tiles
-from pallas_kernels.mosaic_gpu.target import require, require_tma, simulator
+from pallas_kernels.mosaic_gpu.target import require, require_operands, require_tma, simulator
 from pallas_kernels.mosaic_gpu.tiles import HIDDEN, Mma, constant
 from pallas_kernels.mosaic_gpu.work import split_count
 from pallas_kernels.page_scores.queries import beside, split
@@ -81,11 +81,7 @@ class Shape:
 
     def check(self, bounds: jax.Array, lists: int) -> None:
         """Declines what the kernel cannot do."""
-        dtype = bounds.dtype
-        require(
-            dtype in (jnp.bfloat16, jnp.float16),
-            f"tensor cores multiply bfloat16 and float16 here (float32 would be rounded to tf32); got bounds of {dtype}",
-        )
+        require_operands(bounds.dtype)
         require(lists == 1, "bounds of all KV heads are one copy: lists must be shared by the KV heads")
         require(self.width % 32 == 0, f"bounds must be multiples of 32 numbers; got {self.width}")
         require(

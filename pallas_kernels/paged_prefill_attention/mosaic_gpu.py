@@ -10,9 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels.mosaic_gpu import work
-from pallas_kernels.mosaic_gpu.decode import PAGES, SHARED_BYTES
 from pallas_kernels.mosaic_gpu.prefill import ROWS, WARPGROUPS, Config, prefill, shared_bytes
-from pallas_kernels.mosaic_gpu.target import require, require_plain, require_tma
+from pallas_kernels.mosaic_gpu.target import require, require_pages, require_plain, require_shared, require_tma
 from pallas_kernels.mosaic_gpu.tiles import HIDDEN
 from pallas_kernels.paged_decode_attention.mosaic_gpu import paged_decode_attention
 
@@ -39,21 +38,11 @@ def paged_prefill_attention(
     require_plain(k_pages, v_pages, head_dim)
     _, kv_heads, page, _ = k_pages.shape
     group, rows = heads // kv_heads, ROWS * WARPGROUPS
-    require(q.dtype == k_pages.dtype, f"queries and pages must share a dtype; got {q.dtype} and {k_pages.dtype}")
-    require(
-        q.dtype in (jnp.bfloat16, jnp.float16),
-        f"tensor cores multiply bfloat16 and float16 here (float32 would be rounded to tf32); got {q.dtype}",
-    )
-    require(page in PAGES, f"page size must be one of {PAGES}; got {page}")
-    require(
-        head_dim % 16 == 0 and 32 <= head_dim <= 256,
-        f"head dim must be a multiple of 16 from 32 to 256; got {head_dim}",
-    )
+    require_pages(q, k_pages)
     require(group <= rows, f"at most {rows} query heads per KV head; got {group}")
     require_tma(exactly_hopper=True)
     config = config or Config.default(head_dim, q.dtype.itemsize)
-    used = shared_bytes(config, head_dim, q.dtype.itemsize)
-    require(used <= SHARED_BYTES, f"needs {used} bytes of shared memory per block; {SHARED_BYTES} are available")
+    require_shared(shared_bytes(config, head_dim, q.dtype.itemsize))
 
     owned = query_starts[1:] - query_starts[:-1]
     single = owned == 1
