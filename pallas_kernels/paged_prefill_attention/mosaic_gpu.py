@@ -51,13 +51,7 @@ def paged_prefill_attention(
     of_token = jnp.clip(of_token, 0, lengths.shape[0] - 1)
 
     tile = work.query_tiles(query_starts, jnp.where(single, 0, owned), tokens, rows // group)
-    row, token, counts_here = tile.row, tile.token, counts[tile.row]
-    position = lengths[row][:, None] - (query_starts[row + 1][:, None] - token)  # [X, tokens of a tile]
-    here = None if logical_ids is None else logical_ids[row]
-    stop = work.tokens_before(position + 1, counts_here, here, page)
-    first = jnp.zeros_like(stop)
-    if window is not None:
-        first = work.tokens_before(position + 1 - window, counts_here, here, page)
+    first, stop = work.tile_ranges(tile, query_starts, lengths, counts, logical_ids, window, page)
     counted = tile.counted[:, None]
     highest = jnp.iinfo(jnp.int32).max
     bounds = jnp.stack(
@@ -69,19 +63,14 @@ def paged_prefill_attention(
         ],
         axis=-1,
     )
-
-    def per_row(x: jax.Array) -> jax.Array:
-        x = jnp.repeat(jnp.where(counted, x, 0), group, axis=-1)
-        return jnp.pad(x, ((0, 0), (0, 0), (0, rows - x.shape[-1])))
-
     out, lse = prefill(
         work.to_tiles(q, tile, kv_heads, rows),
         k_pages,
         v_pages,
         page_ids,
-        row,
-        per_row(first),
-        per_row(stop),
+        tile.row,
+        work.per_query(first, tile, group, rows),
+        work.per_query(stop, tile, group, rows),
         bounds,
         scale=scale,
         soft_cap=soft_cap,
