@@ -7,7 +7,7 @@ import time
 from collections import deque
 from dataclasses import dataclass
 
-from sparsejax.errors import ConfigError
+from sparsejax.errors import ConfigError, RequestError
 from sparsejax.serve.errors import Overloaded
 
 LONGEST_WAIT = 60.0
@@ -50,10 +50,17 @@ class Admission:
         """Room for one request of `samples` samples.
 
         Raises:
-            Overloaded: there is none.
+            Overloaded: there is none now. RequestError: there never is.
         """
+        most = self.limits.max_requests
+        if samples > most:
+            raise RequestError(
+                f"{samples} samples were asked for at once; this server takes at most {most}. Ask for fewer.",
+                parameter="n",
+                value=samples,
+            )
         with self._lock:
-            self._check("requests", self.requests, samples, self.limits.max_requests)
+            self._check("requests", self.requests, samples, most)
             self.requests += samples
         return Ticket(self, samples)
 
