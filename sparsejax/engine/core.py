@@ -24,6 +24,7 @@ from sparsejax.engine.rows import mix_seed, pack_bias, pack_row
 from sparsejax.engine.runner import Runner
 from sparsejax.engine.scheduler import Limits, Scheduler, StepPlan
 from sparsejax.engine.sequence import Sequence
+from sparsejax.engine.timings import Timings
 from sparsejax.engine.tracker import Choice, Tracker, needs_full_sampler
 from sparsejax.errors import CapacityError, RequestError
 
@@ -61,6 +62,7 @@ class EngineCore:
         self.tokenizer = tokenizer
         self._text = None if tokenizer is None else TextDecoder(tokenizer)
         self.counters: Counter[str] = Counter()
+        self.timings = Timings()
         self._eos_ids = eos_ids
         self._seed = seed
         self._policies = policies
@@ -195,7 +197,9 @@ class EngineCore:
         now = time.monotonic()
         for sequence in plan.admitted:
             tracker, choice = self._owner[sequence]
-            tracker.metrics.first_scheduled_time = tracker.metrics.first_scheduled_time or now
+            if tracker.metrics.first_scheduled_time is None:
+                tracker.metrics.first_scheduled_time = now
+                self.timings.queue.add(now - tracker.metrics.arrival_time)
             policy = self._policies.pack(tracker.params, sequence.num_prompt)
             self.runner.admit(sequence.row, self._row_values(sequence, tracker, choice), policy)
         self._restrict([sequence for sequence, _ in plan.outputs if sequence.needs_history])
@@ -214,6 +218,7 @@ class EngineCore:
             self._fork(sequence)
         self.counters["steps"] += 1
         self.counters["computed_tokens"] += plan.num_tokens
+        self.timings.step_tokens.add(plan.num_tokens)
         self._policies.count_reads(plan, [self._owner[s][0].params for s in plan.decode], self.counters)
         return _InFlight(plan, outputs)
 
@@ -259,14 +264,25 @@ class EngineCore:
                 continue  # it ended while this step was on its way
             tracker, choice = self._owner[sequence]
             touched[tracker] = None
+            before = len(choice.token_ids)
             for i in range(step.plan.num_steps):
                 record = results.sampled[i, slot]
                 sequence.resolve(at + i, int(record[0]))
-                self.counters["generation_tokens"] += 1
                 if tracker.push(choice, record):
                     self._forget(tracker, choice)
                     break
+            self._note_tokens(tracker, choice, len(choice.token_ids) - before)
         return self._report(touched)
+
+    def _note_tokens(self, tracker: Tracker, choice: Choice, count: int) -> None:
+        """Counts the tokens that a step brought for an output, and when they came."""
+        now = time.monotonic()
+        self.counters["generation_tokens"] += count
+        if choice.last_token_time is not None:
+            self.timings.inter_token.add((now - choice.last_token_time) / count, count)
+        elif choice.index == 0:
+            self.timings.first_token.add(now - tracker.metrics.arrival_time)
+        choice.last_token_time = now
 
     def _collect_prompt(self, plan: StepPlan, records: Any) -> None:
         start = 0
@@ -291,8 +307,10 @@ class EngineCore:
     def _report(self, trackers: Iterable[Tracker]) -> list[RequestOutput]:
         outputs = []
         for tracker in trackers:
-            if tracker.finished:
-                self._trackers.pop(tracker.request_id, None)
+            if tracker.finished and self._trackers.pop(tracker.request_id, None) is not None:
+                generated = [len(choice.token_ids) for choice in tracker.choices]
+                reasons = [choice.finish_reason or "" for choice in tracker.choices]
+                self.timings.end(tracker.metrics, len(tracker.prompt_ids), generated, reasons)
             output = tracker.output()
             if output is not None:
                 outputs.append(output)

@@ -83,6 +83,7 @@ class Runner:
         self._copy_program()
         self._bias_program()
         self._allowed_program()
+        self.programs.num_warm = self.programs.num_compiles
 
     def admit(
         self, row: int, values: dict[str, np.ndarray], policy: dict[str, np.ndarray] | None

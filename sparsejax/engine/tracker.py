@@ -28,6 +28,7 @@ class Choice:
 
     Attributes:
         constraint: what its text must follow, or None.
+        last_token_time: when its newest token came, in seconds of ``time.monotonic``, or None.
         reported: tokens and characters already handed out, for DELTA outputs.
         closed: its end has been handed out too.
     """
@@ -43,6 +44,7 @@ class Choice:
     cumulative_logprob: float = 0.0
     finish_reason: str | None = None
     stop_reason: int | str | None = None
+    last_token_time: float | None = None
     reported: tuple[int, int] = (0, 0)
     closed: bool = False
 

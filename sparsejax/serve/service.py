@@ -21,6 +21,7 @@ from sparsejax.engine.chat import render_chat
 from sparsejax.engine.params import SamplingParams
 from sparsejax.engine.prompts import read_prompt
 from sparsejax.engine.stream import Stream
+from sparsejax.engine.timings import Timings
 from sparsejax.errors import RequestError, SparseJaxError
 from sparsejax.serve.admission import Admission, ServiceLimits, Ticket
 from sparsejax.serve.errors import Overloaded, Unavailable
@@ -220,6 +221,12 @@ class Service:
         if self._engine is None or self._status is Status.STOPPED:
             return {}
         return self._engine.stats()
+
+    def timings(self) -> Timings:
+        """The engine's histograms; empty while there is no engine."""
+        if self._engine is None or self._status is Status.STOPPED:
+            return Timings()
+        return self._engine.engine.core.timings
 
     def memory(self) -> dict[str, int]:
         """The engine's bytes by component; empty while there is no engine."""

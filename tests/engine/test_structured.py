@@ -82,7 +82,7 @@ def test_a_preempted_output_stays_valid(engine):
     """More long rows than the pool holds: some are computed twice, and their rule goes on where it was."""
     item = {"type": "integer", "minimum": 100, "maximum": 999}
     schema = {"type": "array", "items": item, "minItems": 40, "maxItems": 40}
-    requests = [(PROMPT, ruled({"json": schema}, max_tokens=500, seed=index)) for index in range(4)]
+    requests = [(PROMPT * 4, ruled({"json": schema}, max_tokens=500, seed=index)) for index in range(4)]
     before = engine.stats()["num_preemptions"]
     for output in run(engine, requests):
         jsonschema.validate(json.loads(output.outputs[0].text), schema)
