@@ -12,7 +12,7 @@ import numpy as np
 from pallas_kernels.dispatch import Implementation
 from sparsejax.cache.group import CacheGroup
 from sparsejax.engine.compile import Programs, abstract
-from sparsejax.engine.rows import neutral_row, stack_rows
+from sparsejax.engine.rows import mask_words, neutral_row, stack_rows
 from sparsejax.engine.sampler import SamplingRows
 from sparsejax.engine.scheduler import Cut, StepPlan
 from sparsejax.engine.state import DeviceState, initial_state, state_bytes
@@ -86,8 +86,10 @@ class Runner:
         self._admit_program()
         self._copy_program()
         self._bias_program()
+        self._allowed_program()
         if self.evictor is not None:
             self._cut_program()
+        self.programs.num_warm = self.programs.num_compiles
 
     def admit(
         self,
@@ -102,6 +104,14 @@ class Runner:
     def set_bias(self, row: int, ids: np.ndarray, values: np.ndarray) -> None:
         """Replaces the logit biases of `row` (bans that depend on what was generated)."""
         self.state = self._bias_program()(self.state, np.int32(row), ids, values)
+
+    def set_allowed(self, masks: dict[int, np.ndarray]) -> None:
+        """Replaces the allowed tokens of rows: int32 bitmasks ``[ceil(V / 32)]`` by row, all in one upload."""
+        rows = np.full(self.table.max_rows, self.spare_row, np.int32)
+        words = np.full((self.table.max_rows, mask_words(self.vocab_size)), -1, np.int32)
+        for slot, (row, mask) in enumerate(masks.items()):
+            rows[slot], words[slot] = row, mask
+        self.state = self._allowed_program()(self.state, rows, words)
 
     def dispatch(
         self, plan: StepPlan, greedy: bool, prompt_logprobs: bool
@@ -250,6 +260,18 @@ class Runner:
             )
 
         return self.programs.get("bias", build)
+
+    def _allowed_program(self) -> jax.stages.Compiled:
+        def build():
+            rows = self.table.max_rows
+            masks = jax.ShapeDtypeStruct((rows, mask_words(self.vocab_size)), jnp.int32)
+            return DeviceState.set_allowed, (
+                abstract(self.state),
+                jax.ShapeDtypeStruct((rows,), jnp.int32),
+                masks,
+            )
+
+        return self.programs.get("allowed", build)
 
 
 def _neutral_rows(vocab_size: int, num_rows: int) -> SamplingRows:

@@ -83,6 +83,11 @@ class DeviceState:
             ),
         )
 
+    def set_allowed(self, rows: Int[Array, " B"], masks: Int[Array, "B W"]) -> DeviceState:
+        """Replaces the allowed tokens of rows; padding goes to the spare row."""
+        sampling = self.sampling
+        return replace(self, sampling=replace(sampling, allowed=sampling.allowed.at[rows].set(masks)))
+
     def copy_pages(self, source: Int[Array, " C"], target: Int[Array, " C"]) -> DeviceState:
         return replace(self, kv=self.kv.copy_pages(source, target))
 

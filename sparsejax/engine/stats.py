@@ -28,5 +28,6 @@ def engine_stats(core: EngineCore) -> dict[str, int | float]:
         "kv_live_bytes": allocator.num_live * page_bytes,
         "kv_page_bytes": page_bytes,
         "compiles": runner.programs.num_compiles,
+        "compiles_after_warmup": runner.programs.num_compiles - runner.programs.num_warm,
         "compile_seconds": runner.programs.compile_seconds,
     }
