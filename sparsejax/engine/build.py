@@ -78,7 +78,7 @@ def build_core(config: EngineConfig, model: LoadedModel | None = None, tokenizer
         eos_ids=model.config.eos_token_ids,
         tokenizer=tokenizer,
         seed=config.seed,
-        policies=Policies(policies, config.page_size),
+        policies=Policies(policies, config.page_size, model.config.num_layers),
     )
     _warm(runner, config)
     return core

@@ -90,7 +90,7 @@ def initial_state(
         tables=jnp.zeros((num_rows + 1, table_width), jnp.int32),
         last_tokens=jnp.zeros(num_rows + 1, jnp.int32),
         sampling=sampling,
-        policy=None if selector is None else PolicyRows.neutral(num_rows + 1),
+        policy=None if selector is None else PolicyRows.neutral(num_rows + 1, config.num_layers),
     )
 
 

@@ -11,27 +11,28 @@ from jaxtyping import Array, Float, Int
 
 import pallas_kernels
 from sparsejax.cache.layout import DenseLayout, Pools
-from sparsejax.sparsity.policy import NEEDS_BOUNDS, SELECTS, SparsityConfig
+from sparsejax.sparsity.kinds import ALL, Select
+from sparsejax.sparsity.policy import SparsityConfig, selects_of
 from sparsejax.sparsity.rows import PolicyRows
 from sparsejax.sparsity.select import SCORES, Query
 
 
 @dataclass(frozen=True)
 class Selector:
-    """The selects that an engine declared, besides ``all``: a static part of every compiled step."""
+    """The selects that an engine declared, after ``all``: a static part of every compiled step."""
 
-    selects: tuple[str, ...]
+    selects: tuple[Select, ...]
     page_size: int
 
     @classmethod
     def of(cls, policies: tuple[SparsityConfig, ...], page_size: int) -> Selector | None:
         """The selector that serves `policies`; None if all of them read everything."""
-        names = {policy.select for policy in policies} - {"all"}
-        return cls(tuple(name for name in SELECTS if name in names), page_size) if names else None
+        selects = selects_of(policies)
+        return None if selects == (ALL,) else cls(selects, page_size)
 
     def initial_bounds(self, layout: DenseLayout) -> Float[Array, "N K X"] | None:
         """Empty key bounds of one layer, if a declared select reads them. Pages not sealed yet must be finite."""
-        if not NEEDS_BOUNDS & set(self.selects):
+        if not any(kind.bounds for kind in self.selects):
             return None
         return jnp.zeros((layout.num_pages, layout.num_kv_heads, 2 * layout.head_dim), layout.dtype)
 
@@ -67,11 +68,11 @@ class Selector:
         """
         query = Query(q, *pools, bounds, page_ids, counts, lengths, options)
         scores = jnp.zeros((q.shape[0], pools[0].shape[1], page_ids.shape[2]))
-        for name in self.selects:
-            mine = policy.kind == SELECTS.index(name)
+        for place, kind in enumerate(self.selects[1:], start=1):
+            mine = policy.kind == place
 
-            def scored(scores: Array, mine: Array = mine, name: str = name) -> Array:
-                given = SCORES[name](query, policy)
+            def scored(scores: Array, mine: Array = mine, kind: Select = kind) -> Array:
+                given = (kind.function or SCORES[kind.name])(query, policy)
                 return jnp.where(mine[:, None, None], given.astype(scores.dtype), scores)
 
             scores = lax.cond(mine.any(), scored, lambda scores: scores, scores)

@@ -121,7 +121,7 @@ def make_core(num_pages: int = 40, max_num_seqs: int = 5, budget: int = 16, page
         eos_ids=(0,),
         tokenizer=None,
         seed=0,
-        policies=Policies(declared("dense"), page_size),
+        policies=Policies(declared("dense"), page_size, 1),
     )
 
 
