@@ -62,7 +62,7 @@ def build_core(config: EngineConfig, model: LoadedModel | None = None, tokenizer
     num_pages = pages_for(_kv_budget(config, model), one_page, wanted=config.max_num_seqs * width)
     group = dense_group(model.config, config.page_size, model.dtype, num_pages, platform)
     policies = declared(config.sparsity)
-    selector = Selector.of(policies, config.page_size)
+    selector = Selector.of(policies, config.page_size, model.config.num_kv_heads, max_model_len)
     runner = Runner(model, group, table, width, IMPLEMENTATIONS[config.backend], selector)
     core = EngineCore(
         runner,
@@ -78,7 +78,7 @@ def build_core(config: EngineConfig, model: LoadedModel | None = None, tokenizer
         eos_ids=model.config.eos_token_ids,
         tokenizer=tokenizer,
         seed=config.seed,
-        policies=Policies(policies, config.page_size, model.config.num_layers),
+        policies=Policies(policies, selector, model.config.num_layers),
     )
     _warm(runner, config)
     return core

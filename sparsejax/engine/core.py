@@ -121,7 +121,7 @@ class EngineCore:
     def check(self, prompt: Prompt, params: SamplingParams) -> None:
         """Raises what `add` would raise for this prompt and these parameters, and queues nothing."""
         params.check_model(self.runner.vocab_size, self._eos_ids, self.max_model_len)
-        self._policies.of(params)
+        self._policies.of(params, len(prompt.token_ids))
         total = len(prompt.token_ids) + check_length(len(prompt.token_ids), params, self.max_model_len)
         size, capacity = self.scheduler.limits.page_size, self.scheduler.allocator.capacity
         if -(-total // size) > capacity:
@@ -197,7 +197,10 @@ class EngineCore:
             self._fork(sequence)
         self.counters["steps"] += 1
         self.counters["computed_tokens"] += plan.num_tokens
-        self._policies.count_reads(plan, [self._owner[s][0].params for s in plan.decode], self.counters)
+        if self._policies.selector is None:
+            tiles = self.runner.decode_tiles(plan)
+            self.counters["decode_tiles_held"] += tiles
+            self.counters["decode_tiles_read"] += tiles
         return _InFlight(plan, outputs)
 
     def _row_values(self, sequence: Sequence, tracker: Tracker, choice: Choice) -> dict:
@@ -224,6 +227,9 @@ class EngineCore:
 
     def _collect(self, step: _InFlight) -> list[RequestOutput]:
         results = self.runner.read(step.outputs)
+        if results.tiles is not None:
+            for name, tiles in zip(("held", "read"), results.tiles.sum((0, 1)).tolist(), strict=True):
+                self.counters[f"decode_tiles_{name}"] += tiles
         touched: dict[Tracker, None] = {}
         if results.prompt is not None:
             self._collect_prompt(step.plan, results.prompt)

@@ -48,6 +48,7 @@ class DeviceState:
         rows = {name: getattr(self.sampling, name).at[row].set(value) for name, value in values.items()}
         return replace(
             self,
+            kv=self.kv.without_row(row),
             sampling=replace(self.sampling, **rows),
             policy=None if self.policy is None else self.policy.with_row(row, policy),
         )
@@ -84,7 +85,8 @@ def initial_state(
     """Zeroed pools and tables for `num_rows` rows plus the spare one; `sampling` has that many rows already."""
     pools = tuple(group.layout.zeros() for _ in group.layers)
     bounds = tuple(None if selector is None else selector.initial_bounds(group.layout) for _ in group.layers)
-    kv = PagedKV(pools, bounds, group, config.windows, config.attn_soft_cap, implementation, selector)
+    kept = tuple(None if selector is None else selector.initial_lists(num_rows + 1) for _ in group.layers)
+    kv = PagedKV(pools, bounds, kept, group, config.windows, config.attn_soft_cap, implementation, selector)
     return DeviceState(
         kv,
         tables=jnp.zeros((num_rows + 1, table_width), jnp.int32),
@@ -104,5 +106,5 @@ def state_bytes(state: DeviceState) -> dict[str, int]:
         "kv_pages": total(state.kv.pools),
         "page_bounds": total(state.kv.bounds),
         "page_tables": total(state.tables),
-        "sampling_rows": total((state.last_tokens, state.sampling, state.policy)),
+        "sampling_rows": total((state.last_tokens, state.sampling, state.policy, state.kv.kept)),
     }

@@ -73,6 +73,11 @@ class SparsityConfig:
         """The select itself."""
         return self.select if isinstance(self.select, Select) else SELECTS[self.select]
 
+    @property
+    def shared(self) -> bool:
+        """Whether all KV heads read one list. Lists that other layers reuse are: their heads are others."""
+        return self.kind.shared or self.filter_layers is not None
+
     @classmethod
     def preset(cls, name: str, **parameters: Any) -> SparsityConfig:
         """A preset by name, with parameters changed.
@@ -135,15 +140,9 @@ class SparsityConfig:
             return tuple(Role.READ_ALL if layer < self.dense_layers else Role.SELECT for layer in layers)
         if filters[-1] >= num_layers:
             raise ConfigError(f"filter_layers={filters}: the model has layers 0 to {num_layers - 1} only.")
-        dense = max(self.dense_layers, filters[0])
         own = Role.SELECT_READ_ALL if self.kind.reads_all else Role.SELECT
-
-        def role(layer: int) -> Role:
-            if layer in filters:
-                return Role.SELECT_READ_ALL if layer < dense else own
-            return Role.READ_ALL if layer < dense else Role.REUSE
-
-        return tuple(map(role, layers))
+        before = (Role.READ_ALL,) * filters[0]
+        return before + tuple(own if layer in filters else Role.REUSE for layer in layers[filters[0] :])
 
 
 class Role(enum.IntEnum):
@@ -151,8 +150,11 @@ class Role(enum.IntEnum):
 
     READ_ALL = 0
     SELECT = 1
+    """Reads its own list."""
     REUSE = 2
+    """Reads the list of the nearest layer before that has one."""
     SELECT_READ_ALL = 3
+    """Reads everything in the steps in which it selects, its own list in the others."""
 
 
 ALL_PAGES = 2**30

@@ -22,6 +22,7 @@ class PolicyRows:
     interval: decode steps.
     top_p: a share of attention probability.
     seed: of the random select.
+    shared: 1 where all KV heads read one list, 0 elsewhere.
     roles: what each of the L layers does, see `policy.Role`.
     """
 
@@ -34,6 +35,7 @@ class PolicyRows:
     interval: Int[Array, " B"]
     top_p: Float[Array, " B"]
     seed: Int[Array, " B"]
+    shared: Int[Array, " B"]
     roles: Int[Array, "B L"]
 
     @classmethod
@@ -65,6 +67,7 @@ def pack_policy(
         stride=pages.stride,
         interval=config.interval,
         seed=config.seed % 2**31,
+        shared=config.shared,
         roles=config.layer_roles(num_layers),
     )
     packed = {name: np.array(value, np.int32) for name, value in row.items()}

@@ -54,6 +54,11 @@ def refusals(config: SparsityConfig) -> list[str]:
     cheap = ranks and kind.function is None
     if kind is ALL and config.dense_layers:
         reasons.append(f"dense_layers={config.dense_layers}: select={name} reads all in every layer; leave it at 0.")
+    if config.dense_layers and config.filter_layers is not None:
+        reasons.append(
+            f"dense_layers={config.dense_layers}: layers before the first filter layer read everything; leave it at 0 "
+            f"and let filter_layers begin where they end."
+        )
     if config.stride is not None and kind is not SELECTS["strided"]:
         reasons.append(f"stride={config.stride}: only select='strided' reads every n-th page; leave it out for {name}.")
     if config.top_p < 1 and ranks:
@@ -72,7 +77,7 @@ def refusals(config: SparsityConfig) -> list[str]:
         )
     if kind is SELECTS["omnikv"] and config.filter_layers is None:
         reasons.append(
-            "select='omnikv' reads everything in the layers that select, which pays only where others reuse their lists: "
+            "select='omnikv' reads everything where it selects, which pays only if other layers reuse the lists: "
             "give filter_layers ('auto' or a tuple), or take select='oracle' to measure."
         )
     return reasons

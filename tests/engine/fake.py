@@ -76,6 +76,9 @@ class FakeRunner:
     def read(self, outputs: np.ndarray) -> Results:
         return Results(outputs, None)
 
+    def decode_tiles(self, plan: StepPlan) -> int:
+        return len(plan.decode) * plan.num_steps
+
     def _compute(self, row: int, at: int, token: int) -> int:
         assert token >= 0
         previous = self.memory[self._slot(row, at - 1)] if at else 0
@@ -121,7 +124,7 @@ def make_core(num_pages: int = 40, max_num_seqs: int = 5, budget: int = 16, page
         eos_ids=(0,),
         tokenizer=None,
         seed=0,
-        policies=Policies(declared("dense"), page_size, 1),
+        policies=Policies(declared("dense"), None, 1),
     )
 
 

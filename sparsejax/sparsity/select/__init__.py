@@ -6,7 +6,7 @@ lists. What lies past a row's count may hold anything. Sinks, recents, budgets a
 
 from __future__ import annotations
 
-from sparsejax.sparsity.select import oracle, quest, random, strided, window
+from sparsejax.sparsity.select import omnikv, oracle, quest, random, strided, window
 from sparsejax.sparsity.select.query import Query
 
 __all__ = ["SCORES", "Query"]
@@ -17,5 +17,5 @@ SCORES = {
     "random": random.scores,
     "oracle": oracle.scores,
     "quest": quest.scores,
-    "omnikv": oracle.scores,
+    "omnikv": omnikv.scores,
 }
