@@ -11,10 +11,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 import pallas_kernels
-from sparsejax.cache.codecs.quantized import Codes, Partial
+from sparsejax.cache.codecs.quantized import Codes
 from sparsejax.cache.layout import Pools
 from sparsejax.cache.paged import PagedKV, StepBatch
 from sparsejax.cache.segments import Segments
+from sparsejax.cache.views import CodedPages
 
 
 @jax.tree_util.register_dataclass
@@ -37,7 +38,7 @@ class CodedKV(PagedKV):
 
     def parts(self) -> dict[str, Any]:
         sealed, opened = zip(*self.pools, strict=True)
-        return {"kv_pages": sealed, "open_pages": opened, "page_bounds": self.bounds}
+        return super().parts() | {"kv_pages": sealed, "open_pages": opened}
 
     def attend(
         self,
@@ -52,9 +53,9 @@ class CodedKV(PagedKV):
         layout = self.group.layout
         q, k = rotate(q), rotate(k)
         (codes, opened), bounds = self.pools[layer], self.bounds[layer]
-        count, rows = batch.decode.lengths.shape[0], batch.decode
-        pages = jnp.where(rows.lengths > 0, rows.slots + 1, 0)
-        opened = layout.open.write(opened, k[:count], v[:count], pages, batch.offsets[:count], self.implementation)
+        count = batch.decode.lengths.shape[0]
+        own = jnp.where(batch.decode.lengths > 0, batch.rows + 1, 0)
+        opened = layout.open.write(opened, k[:count], v[:count], own, batch.offsets[:count], self.implementation)
         # A pool that is read before its last write would be copied: all writes come first.
         scratch, cut, filled = None, batch.segments, []
         if batch.prefill is not None:
@@ -63,16 +64,17 @@ class CodedKV(PagedKV):
             full = cut.lengths == layout.page_size
             filled.append((scratch, *_first(full, cut.scratch_pages, cut.pages)))
         full = batch.offsets[:count] == layout.page_size - 1
-        filled.append((opened, *_first(full, pages, batch.page_ids[:count])))
+        filled.append((opened, *_first(full, own, batch.page_ids[:count])))
         for raw, sources, targets, number in filled:
             codes = layout.sealed.seal(codes, raw, sources, targets, number, self.implementation)
         if bounds is not None:
             for _, _, targets, number in filled:
                 bounds = layout.sealed.bounds(bounds, codes, targets, number, self.implementation)
-        out = self._decode(layer, q[:count], codes, opened, bounds, pages, batch)
+        view = CodedPages(*layout.sealed.view(codes), *opened, own)
+        out, kept, handed = self._decode(layer, q[:count], view, bounds, batch)
         if scratch is not None:
             out = jnp.concatenate([out, self._prefill(layer, q[count:], codes, scratch, batch)])
-        return out, self._with_layer(layer, (codes, opened), bounds)
+        return out, self._with_layer(layer, (codes, opened), bounds, kept, self.observed[layer], handed)
 
     def _chunk_pages(self, opened: Pools, k: Array, v: Array, batch: StepBatch) -> Pools:
         """A scratch pool with the page of each segment: the row's open page first, then the chunk's tokens."""
@@ -81,34 +83,6 @@ class CodedKV(PagedKV):
         scratch = layout.take(layout.zeros(), opened, _open_pages(batch), cut.first)
         offsets = batch.offsets[-len(cut.scratch) :]
         return layout.write(scratch, k, v, cut.scratch, offsets, self.implementation)
-
-    def _decode(
-        self,
-        layer: int,
-        q: Float[Array, "B H D"],
-        codes: Codes,
-        opened: Pools,
-        bounds: Array | None,
-        pages: Int[Array, " B"],
-        batch: StepBatch,
-    ) -> Float[Array, "B H D"]:
-        """One query per row: listed sealed pages in codes, the row's open page `pages` raw."""
-        rows, size, options = batch.decode, self.group.layout.page_size, self._options(layer)
-        page_ids, counts = rows.page_list(size)
-        logical_ids = None
-        if self.selector is not None:
-            page_ids, logical_ids, counts = self.selector.select(
-                q, self.group.layout.sealed.view(codes), bounds, page_ids, counts, rows.lengths, batch.policy, options
-            )
-        # Lists ascend and hold the open page, which is their last.
-        earlier = jnp.maximum(counts - 1, 0)
-        sealed = self.group.layout.sealed.decode_attention(
-            q, codes, page_ids, earlier, rows.lengths, logical_ids=logical_ids, **options
-        )
-        held = jnp.where(rows.lengths > 0, (rows.lengths - 1) % size + 1, 0)
-        lists = pages[:, None, None], (held > 0).astype(jnp.int32)[:, None], held
-        own = pallas_kernels.paged_decode_attention(q, *opened, *lists, return_lse=True, **options)
-        return _merged(sealed, own)
 
     def _prefill(
         self, layer: int, q: Float[Array, "T H D"], codes: Codes, scratch: Pools, batch: StepBatch
@@ -119,7 +93,7 @@ class CodedKV(PagedKV):
         sealed = self.group.layout.sealed.prefill_attention(q, codes, *lists, **options)
         lists = batch.segments.page_lists()
         own = pallas_kernels.paged_prefill_attention(q, *scratch, *lists, return_lse=True, **options)
-        return _merged(sealed, own)
+        return pallas_kernels.merge_partials(sealed, own)[0]
 
 
 def _first(full: Array, sources: Int[Array, " S"], targets: Int[Array, " S"]) -> tuple[Array, Array, Array]:
@@ -130,8 +104,4 @@ def _first(full: Array, sources: Int[Array, " S"], targets: Int[Array, " S"]) ->
 
 def _open_pages(batch: StepBatch) -> Int[Array, " R"]:
     """The open page of each row that has a chunk, the dump page for others."""
-    return jnp.where(batch.prefill.lengths > 0, batch.prefill.slots + 1, 0)
-
-
-def _merged(sealed: Partial, own: Partial) -> Float[Array, "T H D"]:
-    return pallas_kernels.merge_partials(sealed, own)[0]
+    return jnp.where(batch.prefill.lengths > 0, batch.chunk_rows + 1, 0)

@@ -38,10 +38,15 @@ class CacheGroup:
         """Bytes that a row holds besides its pages: its open page, where that is stored apart."""
         return len(self.layers) * self.layout.row_bytes
 
-    def read_bytes(self, pages: int, queries: int) -> int:
-        """Bytes of `pages` listed ones, the open page of each of `queries` queries among them."""
+    @property
+    def page_tiles(self) -> int:
+        """Tiles of one page: it has one for each KV head of each layer."""
+        return len(self.layers) * self.layout.num_kv_heads
+
+    def read_bytes(self, tiles: int, queries: int) -> int:
+        """Bytes of so many tiles, the open page of each of `queries` queries among them."""
         apart = queries if self.row_bytes else 0
-        return (pages - apart) * self.page_bytes + apart * self.row_bytes
+        return (tiles - apart * self.page_tiles) * (self.page_bytes // self.page_tiles) + apart * self.row_bytes
 
     @property
     def pool_bytes(self) -> int:

@@ -14,6 +14,7 @@ import pallas_kernels
 from pallas_kernels.dispatch import Implementation
 from sparsejax.cache.group import CacheGroup
 from sparsejax.cache.layout import Pools
+from sparsejax.cache.views import CodedPages, DensePages
 
 
 @jax.tree_util.register_dataclass
@@ -26,13 +27,11 @@ class Rows:
         lengths: tokens of each row that are in pages once this step's own are written; 0 is an empty row.
         query_starts: row b's queries are ``query_starts[b] : query_starts[b + 1]`` of the section; None when
             each row has exactly one query.
-        slots: the row of the device state that each row is.
     """
 
     page_ids: Int[Array, "B S"]
     lengths: Int[Array, " B"]
     query_starts: Int[Array, " B1"] | None = None
-    slots: Int[Array, " B"] | None = None
 
     def page_list(self, page_size: int) -> tuple[Int[Array, "B 1 S"], Int[Array, "B 1"]]:
         """The list of all pages of each row, the same for every head: dense attention."""
@@ -48,7 +47,9 @@ class StepBatch:
         page_ids, offsets: where each token's key and value go; page 0 for padding.
         decode: rows of the first ``len(decode.lengths)`` tokens.
         prefill: rows of the tokens after them, or None.
+        rows, chunk_rows: numbers of the decode rows, and of the rows of the chunks, in the device state.
         policy: what the decode rows read, for the selector.
+        observe: row and index under which each token's query is stored; None where no query is.
         segments: how the chunks lie in pages, where the KV object asks for it (`planned`).
     """
 
@@ -58,7 +59,10 @@ class StepBatch:
     offsets: Int[Array, " T"]
     decode: Rows
     prefill: Rows | None = None
+    rows: Int[Array, " B"] | None = None
+    chunk_rows: Int[Array, " B"] | None = None
     policy: Any = None
+    observe: tuple[Int[Array, " T"], Int[Array, " T"]] | None = None
     segments: Any = None
 
 
@@ -71,17 +75,23 @@ class PagedKV:
         pools: per layer, K and V as the group's layout stores them.
         windows: per layer, the sliding window in tokens, or None.
         bounds: per layer, what the selector keeps of sealed pages, or None.
+        kept: per layer, what the selector keeps of rows between steps, or None.
+        handed: what the selector hands from layer to layer; None between steps.
+        observed: per layer, queries ``[B, W, H, D]`` of each row before rotation that eviction will look at, or None.
         implementation: which backend serves the operations; None picks the best.
-        selector: shortens the page lists of decode rows (a `sparsity.selector.Selector`); None reads all pages.
+        selector: what decode rows read (a `sparsity.selector.Selector`); None reads all pages.
     """
 
     pools: tuple[Pools, ...]
     bounds: tuple[Array | None, ...]
+    kept: tuple[Any, ...]
+    observed: tuple[Array | None, ...]
     group: CacheGroup = field(metadata={"static": True})
     windows: tuple[int | None, ...] = field(metadata={"static": True})
     soft_cap: float | None = field(default=None, metadata={"static": True})
     implementation: Implementation = field(default=None, metadata={"static": True})
     selector: Any = field(default=None, metadata={"static": True})
+    handed: Any = None
 
     def planned(self, batch: StepBatch) -> StepBatch:
         """`batch` with what every layer would otherwise work out for itself; dense pages need nothing."""
@@ -89,7 +99,7 @@ class PagedKV:
 
     def parts(self) -> dict[str, Any]:
         """Its arrays by component."""
-        return {"kv_pages": self.pools, "page_bounds": self.bounds}
+        return {"kv_pages": self.pools, "page_bounds": self.bounds, "observed_queries": self.observed}
 
     def attend(
         self,
@@ -104,23 +114,17 @@ class PagedKV:
 
         What a query sees depends on its position only: every token at or before it (inside the window).
         """
-        layout = self.group.layout
+        layout, observed = self.group.layout, self.observed[layer]
+        if batch.observe is not None:
+            observed = observed.at[batch.observe].set(q)
         pools = layout.write(
             self.pools[layer], rotate(k), v, batch.page_ids, batch.offsets, self.implementation
         )
         q = rotate(q)
-        options = self._options(layer)
-        decode_count = batch.decode.lengths.shape[0]
-        page_ids, counts = batch.decode.page_list(layout.page_size)
-        logical_ids, bounds = None, self.bounds[layer]
+        decode_count, bounds = batch.decode.lengths.shape[0], self.bounds[layer]
         if self.selector is not None:
             bounds = self.selector.seal(bounds, pools, batch.page_ids, batch.offsets, decode_count)
-            page_ids, logical_ids, counts = self.selector.select(
-                q[:decode_count], pools, bounds, page_ids, counts, batch.decode.lengths, batch.policy, options
-            )
-        out = pallas_kernels.paged_decode_attention(
-            q[:decode_count], *pools, page_ids, counts, batch.decode.lengths, logical_ids=logical_ids, **options
-        )
+        out, kept, handed = self._decode(layer, q[:decode_count], DensePages(*pools), bounds, batch)
         if batch.prefill is not None:
             rows = batch.prefill
             chunk = pallas_kernels.paged_prefill_attention(
@@ -129,10 +133,10 @@ class PagedKV:
                 *rows.page_list(layout.page_size),
                 rows.lengths,
                 rows.query_starts,
-                **options,
+                **self._options(layer),
             )
             out = jnp.concatenate([out, chunk])
-        return out, self._with_layer(layer, pools, bounds)
+        return out, self._with_layer(layer, pools, bounds, kept, observed, handed)
 
     def copy_pages(self, source: Int[Array, " C"], target: Int[Array, " C"]) -> PagedKV:
         """Copies whole pages in every layer, ``source[i] -> target[i]``; pairs of page 0 are padding."""
@@ -142,13 +146,61 @@ class PagedKV:
             bounds=tuple(None if b is None else b.at[target].set(b[source]) for b in self.bounds),
         )
 
+    def move_tokens(
+        self,
+        layer: int,
+        page_ids: Int[Array, " S"],
+        slots: Int[Array, "K C"],
+        new_pages: Int[Array, " S2"],
+        count: Int[Array, ""],
+    ) -> PagedKV:
+        """Copies the first `count` of the tokens at `slots` of `page_ids`, per KV head, to the head of `new_pages`."""
+        layout, bounds = self.group.layout, self.bounds[layer]
+        pools = layout.move_tokens(self.pools[layer], page_ids, slots, new_pages)
+        if self.selector is not None:
+            sealed = jnp.arange(len(new_pages)) < count // layout.page_size
+            bounds = self.selector.seal_pages(bounds, pools, jnp.where(sealed, new_pages, 0))
+        return self._with_layer(layer, pools, bounds, self.kept[layer], self.observed[layer], self.handed)
+
+    def without_row(self, row: Int[Array, ""]) -> PagedKV:
+        """Forgets what layers kept of a row's earlier steps: another sequence takes it."""
+        return replace(self, kept=tuple(None if kept is None else kept.without(row) for kept in self.kept))
+
+    def end_step(self) -> tuple[PagedKV, Int[Array, "B 2"] | None]:
+        """The state for the next step, and the tiles (a page of one KV head of one layer) that each decode row
+        holds and has read in this one; None without a selector."""
+        return replace(self, handed=None), None if self.handed is None else self.handed.tiles
+
+    def _decode(
+        self,
+        layer: int,
+        q: Float[Array, "B H D"],
+        pages: DensePages | CodedPages,
+        bounds: Array | None,
+        batch: StepBatch,
+    ) -> tuple[Float[Array, "B H D"], Any, Any]:
+        """Attention of the decode rows, and what the selector keeps of them and hands on."""
+        rows, options = batch.decode, self._options(layer)
+        if self.selector is None:
+            lists = rows.page_list(self.group.layout.page_size)
+            return pages.attention(q, *lists, rows.lengths, **options), self.kept[layer], None
+        return self.selector.read(layer, q, pages, bounds, batch, self.kept[layer], self.handed, options)
+
     def _options(self, layer: int) -> dict[str, Any]:
         """Of the layer's attention."""
         return dict(window=self.windows[layer], soft_cap=self.soft_cap, implementation=self.implementation)
 
-    def _with_layer(self, layer: int, pools: Pools, bounds: Array | None) -> PagedKV:
+    def _with_layer(
+        self, layer: int, pools: Pools, bounds: Array | None, kept: Any, observed: Array | None, handed: Any
+    ) -> PagedKV:
+        def put(values: tuple, value: Any) -> tuple:
+            return (*values[:layer], value, *values[layer + 1 :])
+
         return replace(
             self,
-            pools=(*self.pools[:layer], pools, *self.pools[layer + 1 :]),
-            bounds=(*self.bounds[:layer], bounds, *self.bounds[layer + 1 :]),
+            pools=put(self.pools, pools),
+            bounds=put(self.bounds, bounds),
+            kept=put(self.kept, kept),
+            observed=put(self.observed, observed),
+            handed=handed,
         )

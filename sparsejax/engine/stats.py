@@ -9,23 +9,29 @@ def engine_stats(core: EngineCore) -> dict[str, int | float]:
     """Live pages and bytes, queue lengths and totals since start."""
     scheduler, runner = core.scheduler, core.runner
     allocator = scheduler.allocator
-    group, counters = runner.state.kv.group, core.counters
+    group = runner.state.kv.group
+
+    def read_bytes(which: str, queries: str = "decode_queries") -> int:
+        return group.read_bytes(core.counters[f"decode_tiles_{which}"], core.counters[queries])
+
     return {
         "num_running": len(scheduler.running),
         "num_waiting": len(scheduler.waiting),
         "num_preemptions": scheduler.num_preemptions,
-        "num_requests": counters["requests"],
-        "num_aborted": counters["aborted"],
-        "prompt_tokens": counters["prompt_tokens"],
-        "generation_tokens": counters["generation_tokens"],
-        "computed_tokens": counters["computed_tokens"],
-        "steps": counters["steps"],
-        "decode_held_bytes": group.read_bytes(counters["decode_pages_held"], counters["decode_rows"]),
-        "decode_read_bytes": group.read_bytes(counters["decode_pages_read"], counters["decode_rows"]),
+        "num_requests": core.counters["requests"],
+        "num_aborted": core.counters["aborted"],
+        "prompt_tokens": core.counters["prompt_tokens"],
+        "generation_tokens": core.counters["generation_tokens"],
+        "computed_tokens": core.counters["computed_tokens"],
+        "steps": core.counters["steps"],
+        "decode_dense_bytes": read_bytes("dense", "decode_queries_dense"),
+        "decode_held_bytes": read_bytes("held"),
+        "decode_read_bytes": read_bytes("read"),
         "kv_live_pages": allocator.num_live,
         "kv_free_pages": allocator.num_free,
         "kv_live_bytes": allocator.num_live * group.page_bytes + len(scheduler.running) * group.row_bytes,
         "kv_page_bytes": group.page_bytes,
         "compiles": runner.programs.num_compiles,
+        "compiles_after_warmup": runner.programs.num_compiles - runner.programs.num_warm,
         "compile_seconds": runner.programs.compile_seconds,
     }

@@ -16,7 +16,7 @@ from tests.engine.models import random_prompts, tiny_engine, tiny_model
 
 PROMPTS = random_prompts(5, (3, 150, 40, 230, 90))
 GREEDY = SamplingParams(temperature=0.0, max_tokens=16, ignore_eos=True, logprobs=0)
-SELECTS = ("window", "random", "quest")
+SELECTS = ("window", "quest", "oracle", "turbo")
 
 
 def asking(name: str, **parameters) -> SamplingParams:
@@ -54,7 +54,7 @@ def test_every_policy_gives_in_a_mixed_batch_what_it_gives_alone(engine, everyth
     assert together == alone
     assert together[: len(PROMPTS)] == everything
     assert engine.stats()["compiles"] == before
-    assert len({tuple(together[i * len(PROMPTS) + 3]) for i in range(4)}) > 2, "policies must differ on a long prompt"
+    assert len({tuple(together[i * len(PROMPTS) + 3]) for i in range(5)}) > 2, "policies must differ on a long prompt"
 
 
 def test_pools_and_bounds_are_updated_in_place(engine):
@@ -97,11 +97,11 @@ def test_live_bytes_count_the_open_pages(engine):
 def test_policies_of_an_engine_share_one_codec():
     assert {policy.codec for policy in declared(("int8", "quest", {"preset": "window", "codec": "int8"}))} == {"int8"}
     assert {policy.codec for policy in declared(("quest", "window"))} == {"dense"}
+    with pytest.raises(ConfigError, match="keep='snapkv' does not go with codec='int4'"):
+        declared(("snapkv", "int4"))
     for mixed in (("dense", "int8"), ("int8", "int4"), ({"preset": "quest", "codec": "fp8"}, "int8")):
         with pytest.raises(ConfigError, match="stores all pages in one"):
             declared(mixed)
-    with pytest.raises(ConfigError, match="does not go with codec='int8'"):
-        declared(("int8", "oracle"))
     with pytest.raises(ConfigError, match="'int3' is not one of 'dense', 'int8'"):
         SparsityConfig(codec="int3")
 
@@ -111,7 +111,7 @@ def test_a_request_cannot_choose_another_codec(engine, bad):
     with pytest.raises(RequestError, match="this engine stores its pages as int") as caught:
         engine.generate([1, 2], SamplingParams(sparsity=bad))
     assert caught.value.parameter == "sparsity"
-    with pytest.raises(RequestError, match="oracle"):
-        engine.generate([1, 2], SamplingParams(sparsity="oracle"))
+    with pytest.raises(RequestError, match="does not go with codec"):
+        engine.generate([1, 2], SamplingParams(sparsity="snapkv"))
     own = engine.core.runner.state.kv.group.layout.sealed.codec
     engine.generate([1, 2], SamplingParams(sparsity={"preset": "quest", "codec": own}, max_tokens=2))

@@ -129,10 +129,6 @@ class QuantizedPages:
             bounds, self.view(pools)[0], pages, scales=pools[2], count=count, implementation=implementation
         )
 
-    def decode_attention(self, q: Float[Array, "B H D"], pools: Codes, *lists: Array, **options: Any) -> Partial:
-        """One query per row over listed sealed pages; lists and options as in `paged_decode_attention`."""
-        return pallas_kernels.quantized_decode_attention(q, *self.view(pools), *lists, return_lse=True, **options)
-
     def prefill_attention(self, q: Float[Array, "T H D"], pools: Codes, *lists: Array, **options: Any) -> Partial:
         """A ragged chunk over the sealed pages before each query's own page."""
         return pallas_kernels.quantized_prefill_attention(q, *self.view(pools), *lists, return_lse=True, **options)
