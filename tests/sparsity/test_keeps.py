@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import pytest
 
 from sparsejax import SamplingParams
 from sparsejax.errors import ConfigError, RequestError
+from sparsejax.models.decoder import Decoder
 from sparsejax.sparsity.eviction import Eviction, Keep
 from sparsejax.sparsity.policy import PRESETS, SparsityConfig
 from tests.engine.in_place import assert_in_place
@@ -52,8 +55,8 @@ def test_evicting_changes_tokens_and_differs_by_method(engine, alone):
     assert len(set(answers.values())) == len(KEEPS)
     assert all(alone[name][3] != dense[3] for name in KEEPS)
     # The first token is sampled from the whole prompt, and a prompt within the budget keeps everything.
-    assert all(alone[name][3][0][0] == dense[3][0][0] for name in KEEPS)
-    assert all(alone[name][2] == dense[2] for name in KEEPS if name != "rkv")
+    assert all(alone[name][3][0][0] == dense[3][0][0] for name in KEEPS if name != "streaming")
+    assert all(alone[name][2] == dense[2] for name in KEEPS)
 
 
 def test_a_mixed_batch_gives_each_request_what_it_gets_alone(engine, alone):
@@ -172,6 +175,52 @@ def test_a_score_of_ones_own():
     with tiny_engine(sparsity=["dense", mine]) as other:
         kept = tokens(other.generate(PROMPTS[3], dataclasses.replace(GREEDY, sparsity=mine)))
         assert kept != tokens(other.generate(PROMPTS[3], GREEDY))
+
+
+class Batch(NamedTuple):
+    tokens: jax.Array
+    positions: jax.Array
+
+
+class SinksAndWindow:
+    """A KV object without state: each token sees sinks and what came since the window's start at the last cut."""
+
+    def __init__(self, keep: Keep):
+        self.keep = keep
+
+    def attend(self, layer, q, k, v, batch, rotate):
+        q, k, position = rotate(q), rotate(k), batch.positions
+        kept, interval, sink = self.keep.kept(0), self.keep.interval, self.keep.sink
+        cut = kept + (position - kept) // interval * interval
+        start = jnp.where(position >= kept + interval, cut - (kept - sink), 0)
+        seen = (position[None] <= position[:, None]) & ((position[None] >= start[:, None]) | (position[None] < sink))
+        k, v = (jnp.repeat(x, q.shape[1] // k.shape[1], axis=1) for x in (k, v))
+        scores = jnp.where(seen, jnp.einsum("qhd,khd->hqk", q, k) * q.shape[-1] ** -0.5, -jnp.inf)
+        return jnp.einsum("hqk,khd->qhd", jax.nn.softmax(scores), v), self
+
+
+def test_streaming_is_sinks_and_a_window_in_a_plain_forward_pass(engine, alone):
+    keep = Keep("streaming", **SMALL)
+    model = tiny_model()
+    decoder = Decoder(model.config, jnp.float32)
+
+    @jax.jit
+    def following(ids):
+        hidden, _ = decoder.apply({"params": model.params}, Batch(ids, jnp.arange(len(ids))), SinksAndWindow(keep))
+        return decoder.apply({"params": model.params}, hidden, method="logits").argmax(-1)
+
+    for prompt, (answer,) in zip(PROMPTS, alone["streaming"], strict=True):
+        ids = jnp.asarray((prompt + answer + [0] * 300)[:300], jnp.int32)
+        assert following(ids)[len(prompt) - 1 : len(prompt) + len(answer) - 1].tolist() == answer
+
+
+def test_streaming_holds_a_bounded_number_of_pages(engine):
+    most = Keep("streaming", **SMALL).eviction(1).peak_pages(10**6, 16)
+    assert most == -(-57 // 16) + -(-40 // 16)
+    engine.add_request("long", PROMPTS[3], asking("streaming"))
+    while engine.has_unfinished():
+        engine.step()
+        assert engine.stats()["kv_live_pages"] <= most
 
 
 def test_refusals_say_what_to_do():
