@@ -16,12 +16,13 @@ OBSERVES = {
     "keydiff": None,
     "expected_attention": "spread",
     "rkv": "last",
+    "h2o": "all",
     "random": None,
     "streaming": None,
 }
 """Ways to choose what stays, and the queries each of them looks at: the last ones before an eviction, ones spread
-evenly over the prompt, or none."""
-AGAIN = frozenset({"rkv", "streaming"})
+evenly over the prompt, all of them as they come, or none."""
+AGAIN = frozenset({"rkv", "h2o", "streaming"})
 """Ways that evict during decode too, each time `interval` tokens have come in."""
 EVEN_IN_PROMPTS = frozenset({"streaming"})
 """Ways that do so while the prompt is read, so that no request ever holds more than its budget and an interval."""
@@ -77,7 +78,7 @@ class Keep:
 
     @property
     def observes(self) -> str | None:
-        """Which queries the method looks at: the ``last`` ones, ones ``spread`` over the prompt, or None."""
+        """Which queries the method looks at: the ``last`` ones, ones ``spread`` over the prompt, ``all``, or None."""
         return "last" if callable(self.method) else OBSERVES[self.method]
 
     @property

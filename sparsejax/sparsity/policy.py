@@ -194,6 +194,7 @@ PRESETS: dict[str, SparsityConfig] = {
     "keydiff": SparsityConfig(Keep("keydiff")),
     "expected_attention": SparsityConfig(Keep("expected_attention", window=64)),
     "rkv": SparsityConfig(Keep("rkv")),
+    "h2o": SparsityConfig(Keep("h2o")),
     "random_keep": SparsityConfig(Keep("random")),
 }
 

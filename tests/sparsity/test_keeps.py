@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from sparsejax import SamplingParams
@@ -152,7 +153,8 @@ def test_pages_leave_at_once_and_the_counters_say_so(engine):
 def test_pools_bounds_and_observed_queries_are_updated_in_place(engine):
     assert_in_place(engine)
     memory = engine.memory()
-    assert memory["observed_queries"] == 2 * 9 * 12 * 4 * 16 * 4
+    queries, mass = 9 * 12 * 4 * 16, engine.core.runner.state.kv.group.layout.num_pages * 2 * 16
+    assert memory["observed_attention"] == 2 * 4 * (queries + mass)
     assert memory["total"] == sum(size for part, size in memory.items() if part != "total")
 
 
@@ -212,6 +214,44 @@ def test_streaming_is_sinks_and_a_window_in_a_plain_forward_pass(engine, alone):
     for prompt, (answer,) in zip(PROMPTS, alone["streaming"], strict=True):
         ids = jnp.asarray((prompt + answer + [0] * 300)[:300], jnp.int32)
         assert following(ids)[len(prompt) - 1 : len(prompt) + len(answer) - 1].tolist() == answer
+
+
+class Counting:
+    """Dense attention that adds up the probability each token is given, per layer and KV head."""
+
+    def __init__(self):
+        self.given = []
+
+    def attend(self, layer, q, k, v, batch, rotate):
+        q, k = rotate(q), rotate(k)
+        groups = q.shape[1] // k.shape[1]
+        keys, values = (jnp.repeat(x, groups, axis=1) for x in (k, v))
+        seen = batch.positions[None] <= batch.positions[:, None]
+        scores = jnp.einsum("qhd,khd->hqk", q, keys) * q.shape[-1] ** -0.5
+        weights = jax.nn.softmax(jnp.where(seen, scores, -jnp.inf))
+        self.given.append(weights.sum(1).reshape(-1, groups, len(seen)).sum(1))
+        return jnp.einsum("hqk,khd->qhd", weights, values), self
+
+
+def test_h2o_counts_the_attention_of_every_query():
+    model = tiny_model()
+    with tiny_engine(sparsity={"preset": "h2o", "budget": 400}) as other:
+        core = other.core
+        for name, prompt in zip("abc", PROMPTS, strict=False):
+            other.add_request(name, prompt, GREEDY)
+        for _ in range(20):
+            other.step()
+        # Steps run one ahead of what the host knows: take in the results of the last one, start no other.
+        core.put_back(core._collect(core._in_flight))
+        core._in_flight = None
+        assert len(core.scheduler.running) == 3
+        for sequence in core.scheduler.running:
+            counting, known = Counting(), jnp.asarray(sequence.tokens[: sequence.num_computed], jnp.int32)
+            batch = Batch(known, jnp.arange(len(known)))
+            Decoder(model.config, jnp.float32).apply({"params": model.params}, batch, counting)
+            for seen, given in zip(core.runner.state.kv.observed, counting.given, strict=True):
+                mass = jnp.moveaxis(seen.mass[jnp.asarray(sequence.pages)], 1, 0).reshape(2, -1)
+                np.testing.assert_allclose(mass[:, : len(known)], given, atol=2e-5)
 
 
 def test_streaming_holds_a_bounded_number_of_pages(engine):
