@@ -91,3 +91,25 @@ class DenseLayout:
     def copy(self, pools: Pools, source: Int[Array, " C"], target: Int[Array, " C"]) -> Pools:
         """Copies whole pages ``source[i] -> target[i]``; pairs of page 0 do nothing that is ever read."""
         return jax.tree.map(lambda pool: pool.at[target].set(pool[source]), pools)
+
+    def move_tokens(
+        self, pools: Pools, page_ids: Int[Array, " S"], slots: Int[Array, "K C"], new_pages: Int[Array, " S2"]
+    ) -> Pools:
+        """`move_tokens` of keys and values."""
+        return jax.tree.map(lambda pool: move_tokens(pool, page_ids, slots, new_pages), pools)
+
+
+def move_tokens(
+    pool: Float[Array, "N K P X"], page_ids: Int[Array, " S"], slots: Int[Array, "K C"], new_pages: Int[Array, " S2"]
+) -> Float[Array, "N K P X"]:
+    """Copies the tokens at `slots` of the pages `page_ids`, per KV head, to the slots of `new_pages` in order.
+
+    Slots past the pages leave zeros. `new_pages` hold at least C tokens.
+    """
+    _, kv_heads, page_size, lanes = pool.shape
+    head, end = jnp.arange(kv_heads), page_ids.shape[0] * page_size
+    pages, offsets = jnp.divmod(jnp.minimum(slots, end - 1), page_size)
+    tokens = jnp.where((slots < end)[..., None], pool[page_ids[pages], head[:, None], offsets], 0)
+    tokens = jnp.pad(tokens, ((0, 0), (0, len(new_pages) * page_size - slots.shape[1]), (0, 0)))
+    tiles = tokens.reshape(kv_heads, len(new_pages), page_size, lanes).swapaxes(0, 1)
+    return pool.at[new_pages[:, None], head].set(tiles)
