@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from sparsejax.errors import ConfigError
 from sparsejax.evaluation.tasks import make_sample
-from sparsejax.evaluation.tasks.sample import Ask, Turn
+from sparsejax.evaluation.tasks.sample import Ask, Sample, Turn
 
 
 class Case(NamedTuple):
@@ -125,10 +125,15 @@ def make_cell(case: str, length: int, samples: int, seed: int, tokenizer: Any) -
     task, options, protocol = CASES[case]
     seeds = range(seed, seed + samples)
     made = [make_sample(task, length=length, seed=one, tokenizer=tokenizer, **options) for one in seeds]
-    documents = tuple(tuple(_request(ask, tokenizer) for ask in sample.asks(protocol)) for sample in made)
+    documents = tuple(make_requests(sample, protocol, tokenizer) for sample in made)
     replies = (request.turn.reply for document in documents for request in document)
     longest = max(len(tokenizer(reply, add_special_tokens=False).input_ids) for reply in replies)
     return Cell(case, length, documents, longest + longest // 2 + 8)
+
+
+def make_requests(sample: Sample, protocol: str, tokenizer: Any) -> tuple[Request, ...]:
+    """The requests of one document under a protocol."""
+    return tuple(_request(ask, tokenizer) for ask in sample.asks(protocol))
 
 
 def _request(ask: Ask, tokenizer: Any) -> Request:
