@@ -23,12 +23,16 @@ class RequestError(SparseJaxError, ValueError):
     Attributes:
         parameter: name of the offending field (for example ``"top_p"``), or None.
         value: the value that was given.
+        code: a fixed text that servers pass on to programs, or None.
     """
 
-    def __init__(self, message: str, *, parameter: str | None = None, value: Any = None):
+    def __init__(
+        self, message: str, *, parameter: str | None = None, value: Any = None, code: str | None = None
+    ):
         super().__init__(message)
         self.parameter = parameter
         self.value = value
+        self.code = code
 
 
 class CapacityError(SparseJaxError):

@@ -47,6 +47,7 @@ class StepBatch:
         decode: rows of the first ``len(decode.lengths)`` tokens.
         prefill: rows of the tokens after them, or None.
         policy: what the decode rows read, for the selector.
+        observe: row and index under which each token's query is stored; None where no query is.
     """
 
     tokens: Int[Array, " T"]
@@ -56,6 +57,7 @@ class StepBatch:
     decode: Rows
     prefill: Rows | None = None
     policy: Any = None
+    observe: tuple[Int[Array, " T"], Int[Array, " T"]] | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -67,12 +69,14 @@ class PagedKV:
         pools: per layer, K and V as the group's layout stores them.
         windows: per layer, the sliding window in tokens, or None.
         bounds: per layer, what the selector keeps of sealed pages, or None.
+        observed: per layer, queries ``[B, W, H, D]`` of each row before rotation that eviction will look at, or None.
         implementation: which backend serves the operations; None picks the best.
         selector: shortens the page lists of decode rows (a `sparsity.selector.Selector`); None reads all pages.
     """
 
     pools: tuple[Pools, ...]
     bounds: tuple[Array | None, ...]
+    observed: tuple[Array | None, ...]
     group: CacheGroup = field(metadata={"static": True})
     windows: tuple[int | None, ...] = field(metadata={"static": True})
     soft_cap: float | None = field(default=None, metadata={"static": True})
@@ -92,7 +96,9 @@ class PagedKV:
 
         What a query sees depends on its position only: every token at or before it (inside the window).
         """
-        layout = self.group.layout
+        layout, observed = self.group.layout, self.observed[layer]
+        if batch.observe is not None:
+            observed = observed.at[batch.observe].set(q)
         pools = layout.write(
             self.pools[layer], rotate(k), v, batch.page_ids, batch.offsets, self.implementation
         )
@@ -120,7 +126,7 @@ class PagedKV:
                 **options,
             )
             out = jnp.concatenate([out, chunk])
-        return out, self._with_layer(layer, pools, bounds)
+        return out, self._with_layer(layer, pools, bounds, observed)
 
     def copy_pages(self, source: Int[Array, " C"], target: Int[Array, " C"]) -> PagedKV:
         """Copies whole pages in every layer, ``source[i] -> target[i]``; pairs of page 0 are padding."""
@@ -130,9 +136,29 @@ class PagedKV:
             bounds=tuple(None if b is None else b.at[target].set(b[source]) for b in self.bounds),
         )
 
-    def _with_layer(self, layer: int, pools: Pools, bounds: Array | None) -> PagedKV:
+    def move_tokens(
+        self,
+        layer: int,
+        page_ids: Int[Array, " S"],
+        slots: Int[Array, "K C"],
+        new_pages: Int[Array, " S2"],
+        count: Int[Array, ""],
+    ) -> PagedKV:
+        """Copies the first `count` of the tokens at `slots` of `page_ids`, per KV head, to the head of `new_pages`."""
+        layout, bounds = self.group.layout, self.bounds[layer]
+        pools = layout.move_tokens(self.pools[layer], page_ids, slots, new_pages)
+        if self.selector is not None:
+            sealed = jnp.arange(len(new_pages)) < count // layout.page_size
+            bounds = self.selector.seal_pages(bounds, pools, jnp.where(sealed, new_pages, 0))
+        return self._with_layer(layer, pools, bounds, self.observed[layer])
+
+    def _with_layer(self, layer: int, pools: Pools, bounds: Array | None, observed: Array | None) -> PagedKV:
+        def put(every: tuple, one: Any) -> tuple:
+            return (*every[:layer], one, *every[layer + 1 :])
+
         return replace(
             self,
-            pools=(*self.pools[:layer], pools, *self.pools[layer + 1 :]),
-            bounds=(*self.bounds[:layer], bounds, *self.bounds[layer + 1 :]),
+            pools=put(self.pools, pools),
+            bounds=put(self.bounds, bounds),
+            observed=put(self.observed, observed),
         )

@@ -26,7 +26,7 @@ def render_chat(tokenizer: Any, messages: Any, **options: Any) -> dict[str, Any]
     options = {name: value for name, value in options.items() if value is not None}
     try:
         text = tokenizer.apply_chat_template(messages, tokenize=False, **options)
-    except (TemplateError, ValueError, TypeError) as error:
+    except (TemplateError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
         raise RequestError(
             f"the chat template refused the messages: {error}.", parameter="messages", value=messages
         ) from error

@@ -16,7 +16,7 @@ from sparsejax.errors import StoreError
 
 
 class Programs:
-    """A finite table of compiled programs.
+    """A finite table of compiled programs. `num_warm` of its compiles were done before the first request.
 
     A program is compiled when it is first asked for, by `warm` or by use, from the shapes of example
     arguments. Calling one with other shapes is an error, so nothing is ever compiled behind the engine's back.
@@ -25,6 +25,7 @@ class Programs:
     def __init__(self) -> None:
         self._compiled: dict[Hashable, jax.stages.Compiled] = {}
         self.num_compiles = 0
+        self.num_warm = 0
         self.compile_seconds = 0.0
 
     def get(self, key: Hashable, build: Callable[[], tuple[Callable, tuple]]) -> jax.stages.Compiled:

@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import numpy as np
 
 from sparsejax.cache.allocator import PageAllocator
 from sparsejax.engine.bad_words import BadWords, banned_next, compile_bad_words
 from sparsejax.engine.detokenizer import Detokenizer, TextDecoder
+from sparsejax.engine.grammar import Grammars
 from sparsejax.engine.interrupt import deferred_interrupt
 from sparsejax.engine.params import SamplingParams
 from sparsejax.engine.policies import Policies
@@ -22,6 +24,7 @@ from sparsejax.engine.rows import mix_seed, pack_bias, pack_row
 from sparsejax.engine.runner import Runner
 from sparsejax.engine.scheduler import Limits, Scheduler, StepPlan
 from sparsejax.engine.sequence import Sequence
+from sparsejax.engine.timings import Timings
 from sparsejax.engine.tracker import Choice, Tracker, needs_full_sampler
 from sparsejax.errors import CapacityError, RequestError
 
@@ -59,9 +62,11 @@ class EngineCore:
         self.tokenizer = tokenizer
         self._text = None if tokenizer is None else TextDecoder(tokenizer)
         self.counters: Counter[str] = Counter()
+        self.timings = Timings()
         self._eos_ids = eos_ids
         self._seed = seed
         self._policies = policies
+        self._grammars = Grammars(tokenizer, runner.vocab_size, eos_ids)
         self._arrivals = 0
         self._trackers: dict[str, Tracker] = {}
         self._owner: dict[Sequence, tuple[Tracker, Choice]] = {}
@@ -91,30 +96,39 @@ class EngineCore:
                 parameter="request_id",
                 value=request_id,
             )
-        max_tokens = check_length(len(prompt.token_ids), params, self.max_model_len)
+        max_tokens = self._room(prompt, params)
         tracker = Tracker(
             request_id, prompt.text, prompt.token_ids, params, params.all_stop_ids(self._eos_ids),
             frozenset(self._eos_ids), self._token_text,
         )  # fmt: skip
         self._arrivals += 1
-        bad_words = compile_bad_words(params.bad_words or (), self.tokenizer)
+        bad_words = self._compile_bad_words(params)
+        eviction = self._policies.eviction(params, len(prompt.token_ids))
+        rule = params.structured_outputs
         seed = params.seed if params.seed is not None else mix_seed(self._seed, self._arrivals)
         for index in range(params.n):
             sequence = Sequence(
                 list(prompt.token_ids), max_tokens, (priority, self._arrivals, index),
-                needs_history=bad_words.needs_history,
+                needs_history=bad_words.needs_history or rule is not None, eviction=eviction,
             )  # fmt: skip
             choice = Choice(
-                index, sequence, Detokenizer(self._text, prompt.token_ids, params), mix_seed(seed, index)
+                index,
+                sequence,
+                Detokenizer(self._text, prompt.token_ids, params),
+                mix_seed(seed, index),
+                constraint=None if rule is None else self._grammars.constraint(rule),
             )
             tracker.choices.append(choice)
             self._owner[sequence] = (tracker, choice)
             self._bad_words[sequence] = bad_words
-        first, *rest = (choice.sequence for choice in tracker.choices)
-        if rest:
-            self._forks[first] = rest
         self._trackers[request_id] = tracker
+        first, *rest = (choice.sequence for choice in tracker.choices)
         self.scheduler.add(first)
+        if eviction is not None:  # each sample observes its own queries, so each computes the prompt
+            for sequence in rest:
+                self.scheduler.add(sequence)
+        elif rest:
+            self._forks[first] = rest
         self.counters["requests"] += 1
         self.counters["prompt_tokens"] += len(prompt.token_ids)
 
@@ -122,13 +136,26 @@ class EngineCore:
         """Raises what `add` would raise for this prompt and these parameters, and queues nothing."""
         params.check_model(self.runner.vocab_size, self._eos_ids, self.max_model_len)
         self._policies.of(params)
-        total = len(prompt.token_ids) + check_length(len(prompt.token_ids), params, self.max_model_len)
+        self._compile_bad_words(params)
+        if params.structured_outputs is not None:
+            self._grammars.compile(params.structured_outputs)
+        total = len(prompt.token_ids) + self._room(prompt, params)
         size, capacity = self.scheduler.limits.page_size, self.scheduler.allocator.capacity
-        if -(-total // size) > capacity:
+        eviction = self._policies.eviction(params, len(prompt.token_ids))
+        pages = eviction.peak_pages(total, size) if eviction else -(-total // size)
+        if pages > capacity:
             raise CapacityError(
-                f"the request may reach {total} tokens = {-(-total // size)} pages of {size}, but the KV pool has "
+                f"the request may reach {total} tokens = {pages} pages of {size}, but the KV pool has "
                 f"{capacity}: lower max_tokens, shorten the prompt, or raise kv_memory_bytes."
             )
+
+    def _room(self, prompt: Prompt, params: SamplingParams) -> int:
+        """How many tokens the request may generate; without ``max_tokens`` what the pool can hold ends it too."""
+        room = check_length(len(prompt.token_ids), params, self.max_model_len)
+        if params.max_tokens is not None:
+            return room
+        pool = self.scheduler.allocator.capacity * self.scheduler.limits.page_size
+        return max(min(room, pool - len(prompt.token_ids)), 1)
 
     def abort(self, request_ids: Iterable[str]) -> list[RequestOutput]:
         """Ends requests in any state and returns their last outputs; unknown ids are ignored."""
@@ -172,16 +199,17 @@ class EngineCore:
             jax.block_until_ready(self._in_flight.outputs)
             self._in_flight = None
 
-    def _dispatch(self, plan: StepPlan) -> _InFlight:
+    def _dispatch(self, plan: StepPlan) -> _InFlight | None:
         now = time.monotonic()
         for sequence in plan.admitted:
             tracker, choice = self._owner[sequence]
-            tracker.metrics.first_scheduled_time = tracker.metrics.first_scheduled_time or now
+            if tracker.metrics.first_scheduled_time is None:
+                tracker.metrics.first_scheduled_time = now
+                self.timings.queue.add(now - tracker.metrics.arrival_time)
             policy = self._policies.pack(tracker.params, sequence.num_prompt)
-            self.runner.admit(sequence.row, self._row_values(sequence, tracker, choice), policy)
-        for sequence, _ in plan.outputs:
-            if sequence.needs_history:
-                self._ban(sequence)
+            keep = self._policies.pack_keep(tracker.params, sequence.eviction)
+            self.runner.admit(sequence.row, self._row_values(sequence, tracker, choice), policy, keep)
+        self._restrict([sequence for sequence, _ in plan.outputs if sequence.needs_history])
         greedy = not any(
             needs_full_sampler(tracker.params, bool(tracker.stop_ids))
             for tracker, _ in (self._owner[sequence] for sequence, _ in plan.outputs)
@@ -190,6 +218,9 @@ class EngineCore:
             chunk.start < chunk.sequence.num_prompt and self._wants_prompt_logprobs(chunk.sequence)
             for chunk in plan.chunks
         )
+        if not plan.num_tokens:
+            self.runner.cut_caches(plan)
+            return None
         outputs = self.runner.dispatch(plan, greedy, prompt_logprobs)
         for chunk in plan.chunks:
             self._fork(chunk.sequence)
@@ -197,6 +228,7 @@ class EngineCore:
             self._fork(sequence)
         self.counters["steps"] += 1
         self.counters["computed_tokens"] += plan.num_tokens
+        self.timings.step_tokens.add(plan.num_tokens)
         self._policies.count_reads(plan, [self._owner[s][0].params for s in plan.decode], self.counters)
         return _InFlight(plan, outputs)
 
@@ -206,11 +238,21 @@ class EngineCore:
             never=self._bad_words[sequence].never,
         )  # fmt: skip
 
-    def _ban(self, sequence: Sequence) -> None:
-        """Bans the tokens that would complete a bad word: the host knows every earlier token of this row."""
-        tracker, choice = self._owner[sequence]
-        banned = banned_next(self._bad_words[sequence], choice.token_ids)
-        self.runner.set_bias(sequence.row, *pack_bias(tracker.params, banned))
+    def _restrict(self, sequences: list[Sequence]) -> None:
+        """Sets what may come next where that depends on what came: the host knows every earlier token of these rows."""
+        masks: dict[int, np.ndarray] = {}
+        for sequence in sequences:
+            tracker, choice = self._owner[sequence]
+            if choice.constraint is not None:
+                masks[sequence.row] = choice.constraint.mask
+            if self._bad_words[sequence].needs_history:
+                banned = banned_next(self._bad_words[sequence], choice.token_ids)
+                self.runner.set_bias(sequence.row, *pack_bias(tracker.params, banned))
+        if masks:
+            self.runner.set_allowed(masks)
+
+    def _compile_bad_words(self, params: SamplingParams) -> BadWords:
+        return compile_bad_words(params.bad_words or (), self.tokenizer, len(params.logit_bias or ()))
 
     def _wants_prompt_logprobs(self, sequence: Sequence) -> bool:
         tracker, choice = self._owner[sequence]
@@ -232,14 +274,25 @@ class EngineCore:
                 continue  # it ended while this step was on its way
             tracker, choice = self._owner[sequence]
             touched[tracker] = None
+            before = len(choice.token_ids)
             for i in range(step.plan.num_steps):
                 record = results.sampled[i, slot]
                 sequence.resolve(at + i, int(record[0]))
-                self.counters["generation_tokens"] += 1
                 if tracker.push(choice, record):
                     self._forget(tracker, choice)
                     break
+            self._note_tokens(tracker, choice, len(choice.token_ids) - before)
         return self._report(touched)
+
+    def _note_tokens(self, tracker: Tracker, choice: Choice, count: int) -> None:
+        """Counts the tokens that a step brought for an output, and when they came."""
+        now = time.monotonic()
+        self.counters["generation_tokens"] += count
+        if choice.last_token_time is not None:
+            self.timings.inter_token.add((now - choice.last_token_time) / count, count)
+        elif choice.index == 0:
+            self.timings.first_token.add(now - tracker.metrics.arrival_time)
+        choice.last_token_time = now
 
     def _collect_prompt(self, plan: StepPlan, records: Any) -> None:
         start = 0
@@ -264,8 +317,10 @@ class EngineCore:
     def _report(self, trackers: Iterable[Tracker]) -> list[RequestOutput]:
         outputs = []
         for tracker in trackers:
-            if tracker.finished:
-                self._trackers.pop(tracker.request_id, None)
+            if tracker.finished and self._trackers.pop(tracker.request_id, None) is not None:
+                generated = [len(choice.token_ids) for choice in tracker.choices]
+                reasons = [choice.finish_reason or "" for choice in tracker.choices]
+                self.timings.end(tracker.metrics, len(tracker.prompt_ids), generated, reasons)
             output = tracker.output()
             if output is not None:
                 outputs.append(output)

@@ -179,8 +179,16 @@ class Engine:
         Raises:
             RequestError, CapacityError: it is invalid; every other request is unaffected.
         """
-        ((read, params),) = self._read([prompt], sampling_params)
-        self.core.add(request_id, read, params, priority)
+        self.core.add(request_id, *self.prepare(prompt, sampling_params), priority)
+
+    def prepare(self, prompt: Any, sampling_params: Any = None) -> tuple[Prompt, SamplingParams]:
+        """One request read and checked, and not queued. May run beside `step` on another thread.
+
+        Raises:
+            RequestError, CapacityError: what `add_request` would raise.
+        """
+        (request,) = self._read([prompt], sampling_params)
+        return request
 
     def step(self) -> list[RequestOutput]:
         """Advances every running request; returns the outputs that changed."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from enum import Enum
 from typing import Any, NoReturn
 
+from sparsejax.engine.structured import StructuredOutputs
 from sparsejax.engine.validate import check_bool, check_float, check_ids, check_int, check_texts, reject
 from sparsejax.errors import RequestError
 
@@ -73,6 +74,8 @@ class SamplingParams:
         skip_special_tokens, spaces_between_special_tokens: as the tokenizer's ``decode``.
         logit_bias: {token id: bias}, clamped to [-100, 100], at most 320 entries; string keys are read.
         allowed_token_ids: only these can be drawn.
+        structured_outputs: a rule that the output follows (`StructuredOutputs` or a mapping): a JSON schema,
+            a regular expression, a choice, a grammar or any JSON object.
         output_kind: what each RequestOutput carries.
         sparsity: this request's sparsity policy (preset name, mapping or SparsityConfig); None is the
             engine's default.
@@ -101,6 +104,7 @@ class SamplingParams:
     spaces_between_special_tokens: bool = True
     logit_bias: Mapping[int, float] | None = None
     allowed_token_ids: Sequence[int] | None = None
+    structured_outputs: StructuredOutputs | Mapping[str, Any] | None = None
     output_kind: RequestOutputKind = RequestOutputKind.CUMULATIVE
     sparsity: object | str | None = None
 
@@ -178,6 +182,8 @@ class SamplingParams:
                     "None or a list with at least one token id",
                     "Use None to allow every token.",
                 )
+        if self.structured_outputs is not None:
+            out["structured_outputs"] = StructuredOutputs.coerce(self.structured_outputs)
         out["output_kind"] = _check_kind(self.output_kind)
         return out
 
@@ -202,6 +208,14 @@ class SamplingParams:
             reject(
                 "include_stop_str_in_output", True, "False when detokenize is False", "Set detokenize=True."
             )
+        for name in ("bad_words", "allowed_token_ids", "min_tokens", "ignore_eos") if self.structured_outputs else ():
+            if getattr(self, name):
+                reject(
+                    name,
+                    getattr(self, name),
+                    "left at its default beside structured_outputs",
+                    "The rule alone decides which tokens may come and where the output ends.",
+                )
         self._check_can_continue(self.stop_token_ids or ())
 
     def _check_can_continue(self, stops: Sequence[int]) -> None:
@@ -226,6 +240,7 @@ class SamplingParams:
     def plain_greedy(self) -> bool:
         """Whether the most likely token of the raw logits is the answer, without alternatives."""
         edits = self.penalised or self.logit_bias or self.allowed_token_ids or self.bad_words
+        edits = edits or self.structured_outputs
         return self.greedy and not edits and self.min_tokens == 0 and not self.logprobs
 
     @classmethod

@@ -97,6 +97,7 @@ def check_length(num_prompt: int, params: SamplingParams, max_model_len: int) ->
             f"{max_model_len - 1}: shorten it, or raise max_model_len if the model allows it.",
             parameter="prompt",
             value=num_prompt,
+            code="context_length_exceeded",
         )
     room = max_model_len - num_prompt
     return room if params.max_tokens is None else min(params.max_tokens, room)

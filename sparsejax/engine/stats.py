@@ -20,6 +20,7 @@ def engine_stats(core: EngineCore) -> dict[str, int | float]:
         "generation_tokens": core.counters["generation_tokens"],
         "computed_tokens": core.counters["computed_tokens"],
         "steps": core.counters["steps"],
+        "decode_dense_bytes": core.counters["decode_pages_dense"] * page_bytes,
         "decode_held_bytes": core.counters["decode_pages_held"] * page_bytes,
         "decode_read_bytes": core.counters["decode_pages_read"] * page_bytes,
         "kv_live_pages": allocator.num_live,
@@ -27,5 +28,6 @@ def engine_stats(core: EngineCore) -> dict[str, int | float]:
         "kv_live_bytes": allocator.num_live * page_bytes,
         "kv_page_bytes": page_bytes,
         "compiles": runner.programs.num_compiles,
+        "compiles_after_warmup": runner.programs.num_compiles - runner.programs.num_warm,
         "compile_seconds": runner.programs.compile_seconds,
     }

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from sparsejax.engine.detokenizer import Detokenizer
+from sparsejax.engine.grammar import Constraint
 from sparsejax.engine.request import (
     CompletionOutput,
     Logprob,
@@ -26,6 +27,8 @@ class Choice:
     """One of a request's n outputs.
 
     Attributes:
+        constraint: what its text must follow, or None.
+        last_token_time: when its newest token came, in seconds of ``time.monotonic``, or None.
         reported: tokens and characters already handed out, for DELTA outputs.
         closed: its end has been handed out too.
     """
@@ -34,12 +37,14 @@ class Choice:
     sequence: Sequence
     detokenizer: Detokenizer
     seed: int
+    constraint: Constraint | None = None
     text: str = ""
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[dict[int, Logprob]] = field(default_factory=list)
     cumulative_logprob: float = 0.0
     finish_reason: str | None = None
     stop_reason: int | str | None = None
+    last_token_time: float | None = None
     reported: tuple[int, int] = (0, 0)
     closed: bool = False
 
@@ -49,6 +54,7 @@ class Tracker:
     """One request from arrival to its last output.
 
     Attributes:
+        prompt_ids: its prompt; every output carries this list itself, not a copy.
         stop_ids: token ids that end an output; those in `eos_ids` are the model's own.
     """
 
@@ -88,8 +94,12 @@ class Tracker:
             self.end(choice, "stop", None if token in self.eos_ids else token)
             return
         choice.text += choice.detokenizer.push([token])
+        if choice.constraint is not None:
+            choice.constraint.accept(token)
         if choice.detokenizer.stopped is not None:
             self.end(choice, "stop", choice.detokenizer.stopped)
+        elif choice.constraint is not None and choice.constraint.ended:
+            self.end(choice, "error" if choice.constraint.broken else "stop")
         elif len(choice.token_ids) >= choice.sequence.max_tokens:
             self.end(choice, "length")
 
@@ -127,7 +137,7 @@ class Tracker:
         return RequestOutput(
             request_id=self.request_id,
             prompt=self.prompt,
-            prompt_token_ids=list(self.prompt_ids),
+            prompt_token_ids=self.prompt_ids,
             prompt_logprobs=logprobs,
             outputs=outputs,
             finished=self.finished,
@@ -177,6 +187,7 @@ def needs_full_sampler(params: SamplingParams, has_stop_ids: bool) -> bool:
         or params.logit_bias
         or params.bad_words
         or params.allowed_token_ids
+        or params.structured_outputs
         or (params.min_tokens and has_stop_ids)
         or (params.logprobs or 0) > 0
     )

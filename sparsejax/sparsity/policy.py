@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sparsejax.errors import ConfigError
+from sparsejax.sparsity.eviction import Keep
 
 SELECTS = ("all", "window", "random", "oracle", "quest")
 """Ways to choose the pages that a decode step reads; the files of `select` by name, and all of them."""
@@ -18,12 +19,13 @@ NEEDS_BOUNDS = frozenset({"quest"})
 
 @dataclass(frozen=True)
 class SparsityConfig:
-    """A point of keep ∘ select ∘ codec; so far a choice of select over a cache that keeps everything.
+    """A point of keep ∘ select ∘ codec.
 
-    The prompt is read densely; every decode step reads the selected pages of each layer. A budget that covers
-    the sequence reads all of it.
+    The prompt is read densely. Then `keep` cuts the cache, and every decode step reads the selected pages of what
+    is left in each layer. A budget that covers the sequence keeps and reads all of it.
 
     Attributes:
+        keep: which tokens stay in the cache: a `Keep`, or the name of its method.
         select: which pages a decode step reads: ``all``; ``window``, the newest; ``random``, a fixed random
             subset of the request; ``oracle``, the pages with the largest attention probability (it reads
             everything to know them: a bound on what selection can reach, not a method); ``quest``, the
@@ -33,6 +35,7 @@ class SparsityConfig:
         seed: of ``random``.
     """
 
+    keep: Keep | str = "all"
     select: str = "all"
     budget: int | float = 2048
     sink: int = 4
@@ -40,6 +43,8 @@ class SparsityConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if not isinstance(self.keep, Keep):
+            object.__setattr__(self, "keep", Keep(self.keep))
         if self.select not in SELECTS:
             raise ConfigError(f"select={self.select!r} is not one of {', '.join(map(repr, SELECTS))}.")
         share = isinstance(self.budget, float)
@@ -54,7 +59,7 @@ class SparsityConfig:
 
     @classmethod
     def preset(cls, name: str, **parameters: Any) -> SparsityConfig:
-        """A preset by name, with parameters changed.
+        """A preset by name, with parameters changed: those of its keep if it evicts, those of its select if not.
 
         Raises:
             ConfigError: there is no such preset or parameter.
@@ -63,11 +68,14 @@ class SparsityConfig:
             near = difflib.get_close_matches(str(name), PRESETS, n=1)
             hint = f" (did you mean {near[0]!r}?)" if near else ""
             raise ConfigError(f"sparsity={name!r} is not a preset{hint}; there are {', '.join(PRESETS)}.")
-        known = [field.name for field in dataclasses.fields(cls)]
+        preset = PRESETS[name]
+        changed = preset if preset.keep.method == "all" else preset.keep
+        known = [field.name for field in dataclasses.fields(changed)]
         for key in parameters:
             if key not in known:
-                raise ConfigError(f"{key!r} is no parameter of a preset; there are {', '.join(known)}.")
-        return dataclasses.replace(PRESETS[name], **parameters)
+                raise ConfigError(f"{key!r} is no parameter of {name!r}; there are {', '.join(known)}.")
+        changed = dataclasses.replace(changed, **parameters)
+        return changed if isinstance(changed, cls) else dataclasses.replace(preset, keep=changed)
 
     @classmethod
     def coerce(cls, value: Any) -> SparsityConfig:
@@ -112,10 +120,15 @@ class PageCounts:
 
 PRESETS: dict[str, SparsityConfig] = {
     "dense": SparsityConfig(),
-    "window": SparsityConfig("window"),
-    "random": SparsityConfig("random"),
-    "oracle": SparsityConfig("oracle"),
-    "quest": SparsityConfig("quest"),
+    "window": SparsityConfig(select="window"),
+    "random": SparsityConfig(select="random"),
+    "oracle": SparsityConfig(select="oracle"),
+    "quest": SparsityConfig(select="quest"),
+    "snapkv": SparsityConfig(Keep("snapkv")),
+    "keydiff": SparsityConfig(Keep("keydiff")),
+    "expected_attention": SparsityConfig(Keep("expected_attention", window=64)),
+    "rkv": SparsityConfig(Keep("rkv")),
+    "random_keep": SparsityConfig(Keep("random")),
 }
 
 

@@ -48,7 +48,13 @@ class Selector:
             return None
         most = min(len(page_ids), len(page_ids) // self.page_size + decode_rows)
         full = lax.top_k(jnp.where(offsets == self.page_size - 1, page_ids, 0), most)[0]
-        return pallas_kernels.page_bounds(bounds, pools[0], full)
+        return self.seal_pages(bounds, pools, full)
+
+    def seal_pages(
+        self, bounds: Float[Array, "N K X"] | None, pools: Pools, page_ids: Int[Array, " S"]
+    ) -> Array | None:
+        """Takes in the bounds of full pages; page 0 fills the list."""
+        return None if bounds is None else pallas_kernels.page_bounds(bounds, pools[0], page_ids)
 
     def select(
         self,

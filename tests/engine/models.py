@@ -11,19 +11,23 @@ import numpy as np
 
 from sparsejax.engine.engine import Engine
 from sparsejax.models.config import DecoderConfig
+from sparsejax.models.files import EMBEDDED
 from sparsejax.models.loaded import LoadedModel
 from sparsejax.models.params import init_params
+from sparsejax.models.tokenizer import load_tokenizer
 
 VOCAB = 199
 EOS = 7
 
 
 @functools.cache
-def tiny_model(window: int | None = None, positions: int = 512) -> LoadedModel:
+def tiny_model(
+    window: int | None = None, positions: int = 512, vocab_size: int = VOCAB, eos: int = EOS
+) -> LoadedModel:
     """Two layers, GQA, float32; weights wide enough that no two logits tie."""
     config = DecoderConfig(
         family="llama",
-        vocab_size=VOCAB,
+        vocab_size=vocab_size,
         hidden_size=64,
         intermediate_size=96,
         num_layers=2,
@@ -31,7 +35,7 @@ def tiny_model(window: int | None = None, positions: int = 512) -> LoadedModel:
         num_kv_heads=2,
         head_dim=16,
         max_position_embeddings=positions,
-        eos_token_ids=(EOS,),
+        eos_token_ids=(eos,),
         windows=(window, None),
     )
     return LoadedModel(config, init_params(config, jax.random.key(1), jnp.float32, std=0.3), None, jnp.dtype("float32"))
@@ -40,6 +44,14 @@ def tiny_model(window: int | None = None, positions: int = 512) -> LoadedModel:
 def tiny_engine(model: LoadedModel | None = None, tokenizer: Any = None, **overrides: Any) -> Engine:
     defaults = dict(max_num_seqs=8, max_num_batched_tokens=64, page_size=16, warmup="none", num_decode_steps=1)
     return Engine.from_loaded(model or tiny_model(), tokenizer, **{**defaults, **overrides})
+
+
+def text_engine(**overrides: Any) -> Engine:
+    """A tiny model of random weights that writes the embedded model's tokens: any bytes, at any speed of a test."""
+    tokenizer = load_tokenizer(EMBEDDED)
+    model = tiny_model(positions=1024, vocab_size=len(tokenizer), eos=tokenizer.eos_token_id)
+    defaults = dict(max_num_seqs=4, kv_memory_bytes=400_000, warmup="full")
+    return tiny_engine(model, tokenizer, **{**defaults, **overrides})
 
 
 def random_prompts(seed: int, lengths: tuple[int, ...]) -> list[list[int]]:

@@ -108,7 +108,7 @@ def test_the_table_is_small_and_serves_every_step(seqs, tokens):
 def test_every_program_updates_the_state_in_place(engine):
     runner = engine.core.runner
     assert sum(leaf.nbytes for leaf in jax.tree.leaves(runner.state.kv)) == runner.state.kv.group.pool_bytes
-    assert len(runner.programs) == len(list(runner.table.keys())) + 3
+    assert len(runner.programs) == len(list(runner.table.keys())) + 4
     assert_in_place(engine)
     for key, program in runner.programs.items():
         assert program.memory_analysis().temp_size_in_bytes < runner.state.kv.group.layout.pool_bytes / 2, key

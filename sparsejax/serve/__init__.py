@@ -1,0 +1,1 @@
+"""Servers over one engine: the service that they share, and one package per protocol."""

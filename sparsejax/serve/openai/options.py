@@ -1,0 +1,72 @@
+"""`HttpOptions`: every setting of the HTTP server. Imports nothing of the web."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sparsejax.errors import ConfigError
+
+TOOL_PARSERS = ("auto", "hermes", "llama3_json", "none")
+
+
+@dataclass(frozen=True)
+class HttpOptions:
+    """Settings of the HTTP server.
+
+    Attributes:
+        host: address to listen on; 0.0.0.0 is every one.
+        port: port to listen on; 0 takes a free one.
+        api_key: key that clients must send as a bearer token (give it again for more keys); the environment
+            variable SPARSEJAX_API_KEY holds one too. Without any, everybody may ask.
+        served_model_name: name of the model in requests and answers (give it again for aliases).
+        key_requests_per_minute: requests that one key may start in a minute; 0 is no limit.
+        key_concurrency: requests of one key that may run at once; 0 is no limit.
+        max_body_bytes: largest request body.
+        body_timeout: seconds in which a request body must have arrived.
+        send_timeout: seconds that a client may take to accept a piece of the answer.
+        shutdown_timeout: seconds that running requests get to finish after SIGTERM.
+        tool_call_parser: format of tool calls in the model's text: auto (read off the chat template), hermes
+            (also Qwen), llama3_json, or none.
+        chat_template: file with the chat template to use instead of the model's.
+        trust_request_chat_template: let requests bring their own chat template.
+        log_level: debug, info, warning or error; prompts and answers are never logged.
+        ssl_certfile: certificate file; turns on TLS.
+        ssl_keyfile: private key of the certificate.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    api_key: Sequence[str] = ()
+    served_model_name: Sequence[str] = ()
+    key_requests_per_minute: int = 0
+    key_concurrency: int = 0
+    max_body_bytes: int = 8 << 20
+    body_timeout: float = 30.0
+    send_timeout: float = 60.0
+    shutdown_timeout: float = 30.0
+    tool_call_parser: str = "auto"
+    chat_template: str | None = None
+    trust_request_chat_template: bool = False
+    log_level: str = "info"
+    ssl_certfile: str | None = None
+    ssl_keyfile: str | None = None
+
+    def __post_init__(self) -> None:
+        _one_of("tool_call_parser", self.tool_call_parser, TOOL_PARSERS)
+        _one_of("log_level", self.log_level, ("debug", "info", "warning", "error"))
+        if not 0 <= self.port < 65536:
+            raise ConfigError(f"port={self.port} is no port; give 0 to 65535.")
+        if any(not key.isascii() or not key for key in self.api_key):
+            raise ConfigError("api_key must be ASCII text that is not empty: it travels in an HTTP header.")
+        for name in ("max_body_bytes", "body_timeout", "send_timeout"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{name}={getattr(self, name)!r} must be above 0.")
+        for name in ("key_requests_per_minute", "key_concurrency", "shutdown_timeout"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name}={getattr(self, name)!r} must be at least 0.")
+
+
+def _one_of(name: str, value: str, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise ConfigError(f"{name}={value!r} is not one of {', '.join(allowed)}.")
