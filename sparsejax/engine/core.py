@@ -103,7 +103,7 @@ class EngineCore:
         )  # fmt: skip
         self._arrivals += 1
         bad_words = self._compile_bad_words(params)
-        eviction = self._policies.eviction(params, len(prompt.token_ids))
+        eviction = self._policies.eviction(params, prompt.num_compressed)
         rule = params.structured_outputs
         seed = params.seed if params.seed is not None else mix_seed(self._seed, self._arrivals)
         for index in range(params.n):
@@ -141,7 +141,7 @@ class EngineCore:
             self._grammars.compile(params.structured_outputs)
         total = len(prompt.token_ids) + self._room(prompt, params)
         size, capacity = self.scheduler.limits.page_size, self.scheduler.allocator.capacity
-        eviction = self._policies.eviction(params, len(prompt.token_ids))
+        eviction = self._policies.eviction(params, prompt.num_compressed)
         pages = eviction.peak_pages(total, size) if eviction else -(-total // size)
         if pages > capacity:
             raise CapacityError(

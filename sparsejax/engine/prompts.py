@@ -25,6 +25,11 @@ class Prompt:
     token_ids: list[int]
     compress_at: int | None = None
 
+    @property
+    def num_compressed(self) -> int:
+        """Leading tokens that an eviction sees."""
+        return self.compress_at or len(self.token_ids)
+
 
 def split_prompts(prompts: Any) -> list[Any]:
     """One prompt or several, as a list: a str, a mapping or a flat list of token ids is one prompt."""
