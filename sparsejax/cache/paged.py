@@ -46,7 +46,7 @@ class StepBatch:
         page_ids, offsets: where each token's key and value go; page 0 for padding.
         decode: rows of the first ``len(decode.lengths)`` tokens.
         prefill: rows of the tokens after them, or None.
-        policy: what the decode rows read, for the selector.
+        rows, policy: for the selector, numbers of the decode rows in the device state, and what they read.
         observe: row and index under which each token's query is stored; None where no query is.
     """
 
@@ -56,6 +56,7 @@ class StepBatch:
     offsets: Int[Array, " T"]
     decode: Rows
     prefill: Rows | None = None
+    rows: Int[Array, " B"] | None = None
     policy: Any = None
     observe: tuple[Int[Array, " T"], Int[Array, " T"]] | None = None
 
@@ -69,19 +70,23 @@ class PagedKV:
         pools: per layer, K and V as the group's layout stores them.
         windows: per layer, the sliding window in tokens, or None.
         bounds: per layer, what the selector keeps of sealed pages, or None.
+        kept: per layer, what the selector keeps of rows between steps, or None.
+        handed: what the selector hands from layer to layer; None between steps.
         observed: per layer, queries ``[B, W, H, D]`` of each row before rotation that eviction will look at, or None.
         implementation: which backend serves the operations; None picks the best.
-        selector: shortens the page lists of decode rows (a `sparsity.selector.Selector`); None reads all pages.
+        selector: what decode rows read (a `sparsity.selector.Selector`); None reads all pages.
     """
 
     pools: tuple[Pools, ...]
     bounds: tuple[Array | None, ...]
+    kept: tuple[Any, ...]
     observed: tuple[Array | None, ...]
     group: CacheGroup = field(metadata={"static": True})
     windows: tuple[int | None, ...] = field(metadata={"static": True})
     soft_cap: float | None = field(default=None, metadata={"static": True})
     implementation: Implementation = field(default=None, metadata={"static": True})
     selector: Any = field(default=None, metadata={"static": True})
+    handed: Any = None
 
     def attend(
         self,
@@ -105,16 +110,17 @@ class PagedKV:
         q = rotate(q)
         options = dict(window=self.windows[layer], soft_cap=self.soft_cap, implementation=self.implementation)
         decode_count = batch.decode.lengths.shape[0]
-        page_ids, counts = batch.decode.page_list(layout.page_size)
-        logical_ids, bounds = None, self.bounds[layer]
-        if self.selector is not None:
-            bounds = self.selector.seal(bounds, pools, batch.page_ids, batch.offsets, decode_count)
-            page_ids, logical_ids, counts = self.selector.select(
-                q[:decode_count], pools, bounds, page_ids, counts, batch.decode.lengths, batch.policy, options
+        bounds, kept, handed = self.bounds[layer], self.kept[layer], None
+        if self.selector is None:
+            page_ids, counts = batch.decode.page_list(layout.page_size)
+            out = pallas_kernels.paged_decode_attention(
+                q[:decode_count], *pools, page_ids, counts, batch.decode.lengths, **options
             )
-        out = pallas_kernels.paged_decode_attention(
-            q[:decode_count], *pools, page_ids, counts, batch.decode.lengths, logical_ids=logical_ids, **options
-        )
+        else:
+            bounds = self.selector.seal(bounds, pools, batch.page_ids, batch.offsets, decode_count)
+            out, kept, handed = self.selector.read(
+                layer, q[:decode_count], pools, bounds, batch, kept, self.handed, options
+            )
         if batch.prefill is not None:
             rows = batch.prefill
             chunk = pallas_kernels.paged_prefill_attention(
@@ -126,7 +132,7 @@ class PagedKV:
                 **options,
             )
             out = jnp.concatenate([out, chunk])
-        return out, self._with_layer(layer, pools, bounds, observed)
+        return out, self._with_layer(layer, pools, bounds, kept, observed, handed)
 
     def copy_pages(self, source: Int[Array, " C"], target: Int[Array, " C"]) -> PagedKV:
         """Copies whole pages in every layer, ``source[i] -> target[i]``; pairs of page 0 are padding."""
@@ -150,15 +156,28 @@ class PagedKV:
         if self.selector is not None:
             sealed = jnp.arange(len(new_pages)) < count // layout.page_size
             bounds = self.selector.seal_pages(bounds, pools, jnp.where(sealed, new_pages, 0))
-        return self._with_layer(layer, pools, bounds, self.observed[layer])
+        return self._with_layer(layer, pools, bounds, self.kept[layer], self.observed[layer], self.handed)
 
-    def _with_layer(self, layer: int, pools: Pools, bounds: Array | None, observed: Array | None) -> PagedKV:
-        def put(every: tuple, one: Any) -> tuple:
-            return (*every[:layer], one, *every[layer + 1 :])
+    def without_row(self, row: Int[Array, ""]) -> PagedKV:
+        """Forgets what layers kept of a row's earlier steps: another sequence takes it."""
+        return replace(self, kept=tuple(None if kept is None else kept.without(row) for kept in self.kept))
+
+    def end_step(self) -> tuple[PagedKV, Int[Array, "B 2"] | None]:
+        """The state for the next step, and the tiles (a page of one KV head of one layer) that each decode row
+        holds and has read in this one; None without a selector."""
+        return replace(self, handed=None), None if self.handed is None else self.handed.tiles
+
+    def _with_layer(
+        self, layer: int, pools: Pools, bounds: Array | None, kept: Any, observed: Array | None, handed: Any
+    ) -> PagedKV:
+        def put(values: tuple, value: Any) -> tuple:
+            return (*values[:layer], value, *values[layer + 1 :])
 
         return replace(
             self,
             pools=put(self.pools, pools),
             bounds=put(self.bounds, bounds),
+            kept=put(self.kept, kept),
             observed=put(self.observed, observed),
+            handed=handed,
         )

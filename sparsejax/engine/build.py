@@ -63,7 +63,7 @@ def build_core(config: EngineConfig, model: LoadedModel | None = None, tokenizer
     num_pages = pages_for(_kv_budget(config, model), one_page, wanted=config.max_num_seqs * width)
     group = dense_group(model.config, config.page_size, model.dtype, num_pages, platform)
     policies = declared(config.sparsity)
-    selector = Selector.of(policies, config.page_size)
+    selector = Selector.of(policies, config.page_size, model.config.num_kv_heads, max_model_len)
     _check_keeps(policies, model.config)
     keeps = tuple(policy.keep for policy in policies)
     evictor = Evictor.of(keeps, model.config, config.page_size, max_model_len)
@@ -82,7 +82,7 @@ def build_core(config: EngineConfig, model: LoadedModel | None = None, tokenizer
         eos_ids=model.config.eos_token_ids,
         tokenizer=tokenizer,
         seed=config.seed,
-        policies=Policies(policies, config.page_size, max_model_len),
+        policies=Policies(policies, selector, model.config.num_layers, max_model_len),
     )
     _warm(runner, config)
     return core

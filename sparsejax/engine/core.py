@@ -135,7 +135,7 @@ class EngineCore:
     def check(self, prompt: Prompt, params: SamplingParams) -> None:
         """Raises what `add` would raise for this prompt and these parameters, and queues nothing."""
         params.check_model(self.runner.vocab_size, self._eos_ids, self.max_model_len)
-        self._policies.of(params)
+        self._policies.of(params, len(prompt.token_ids))
         self._compile_bad_words(params)
         if params.structured_outputs is not None:
             self._grammars.compile(params.structured_outputs)
@@ -207,7 +207,7 @@ class EngineCore:
                 tracker.metrics.first_scheduled_time = now
                 self.timings.queue.add(now - tracker.metrics.arrival_time)
             policy = self._policies.pack(tracker.params, sequence.num_prompt)
-            keep = self._policies.pack_keep(tracker.params, sequence.eviction)
+            keep = self._policies.pack_keep(tracker.params, sequence.num_prompt, sequence.eviction)
             self.runner.admit(sequence.row, self._row_values(sequence, tracker, choice), policy, keep)
         self._restrict([sequence for sequence, _ in plan.outputs if sequence.needs_history])
         greedy = not any(
@@ -229,7 +229,11 @@ class EngineCore:
         self.counters["steps"] += 1
         self.counters["computed_tokens"] += plan.num_tokens
         self.timings.step_tokens.add(plan.num_tokens)
-        self._policies.count_reads(plan, [self._owner[s][0].params for s in plan.decode], self.counters)
+        self.counters["decode_tiles_dense"] += self.runner.decode_tiles(plan, evicted=True)
+        if self._policies.selector is None:
+            tiles = self.runner.decode_tiles(plan)
+            self.counters["decode_tiles_held"] += tiles
+            self.counters["decode_tiles_read"] += tiles
         return _InFlight(plan, outputs)
 
     def _row_values(self, sequence: Sequence, tracker: Tracker, choice: Choice) -> dict:
@@ -266,6 +270,9 @@ class EngineCore:
 
     def _collect(self, step: _InFlight) -> list[RequestOutput]:
         results = self.runner.read(step.outputs)
+        if results.tiles is not None:
+            for name, tiles in zip(("held", "read"), results.tiles.sum((0, 1)).tolist(), strict=True):
+                self.counters[f"decode_tiles_{name}"] += tiles
         touched: dict[Tracker, None] = {}
         if results.prompt is not None:
             self._collect_prompt(step.plan, results.prompt)

@@ -27,7 +27,7 @@ class Prompt:
 
     @property
     def num_compressed(self) -> int:
-        """Leading tokens that an eviction sees."""
+        """Tokens after which the policy compresses the cache."""
         return self.compress_at or len(self.token_ids)
 
 

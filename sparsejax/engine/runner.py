@@ -16,7 +16,7 @@ from sparsejax.engine.rows import mask_words, neutral_row, stack_rows
 from sparsejax.engine.sampler import SamplingRows
 from sparsejax.engine.scheduler import Cut, StepPlan
 from sparsejax.engine.state import DeviceState, initial_state, state_bytes
-from sparsejax.engine.step import StepKey, StepShape
+from sparsejax.engine.step import StepKey, StepOutputs, StepShape
 from sparsejax.engine.table import StepTable
 from sparsejax.models.decoder import Decoder
 from sparsejax.models.loader import LoadedModel
@@ -33,10 +33,12 @@ class Results:
     Attributes:
         sampled: int32 ``[steps, rows, W]`` in the order of ``plan.outputs``; columns as in `step`.
         prompt: int32 ``[chunk tokens, W]`` when prompt log-probabilities were asked for.
+        tiles: int32 ``[steps, rows, 2]``, see `StepOutputs`.
     """
 
     sampled: np.ndarray
     prompt: np.ndarray | None
+    tiles: np.ndarray | None = None
 
 
 class Runner:
@@ -115,7 +117,7 @@ class Runner:
 
     def dispatch(
         self, plan: StepPlan, greedy: bool, prompt_logprobs: bool
-    ) -> tuple[jax.Array, jax.Array | None]:
+    ) -> StepOutputs:
         """Starts one step and returns its results as device arrays, still being computed."""
         self._evict(plan.evictions)
         self._copy_pages(plan.copies)
@@ -133,10 +135,18 @@ class Runner:
             array.copy_to_host_async()
         return outputs
 
-    def read(self, outputs: tuple[jax.Array, jax.Array | None]) -> Results:
+    def read(self, outputs: StepOutputs) -> Results:
         """Waits for the results of a dispatched step."""
-        sampled, prompt = outputs
-        return Results(np.asarray(sampled), None if prompt is None else np.asarray(prompt))
+        sampled, tiles, prompt = jax.tree.map(np.asarray, outputs)
+        return Results(sampled, prompt, tiles)
+
+    def decode_tiles(self, plan: StepPlan, evicted: bool = False) -> int:
+        """Tiles (a page of one KV head of one layer) that the decode rows of a step hold, once it is planned; with
+        `evicted` as many as they would hold if nothing had left."""
+        size, group = self.shape.page_size, self.state.kv.group
+        lengths = (s.num_computed - (0 if evicted else s.shift) for s in plan.decode)
+        pages = sum(-(-(length - step) // size) for length in lengths for step in range(plan.num_steps))
+        return pages * group.page_tiles
 
     def _fill_entries(self, plan: StepPlan, fields: dict[str, np.ndarray]) -> None:
         fields["entry_rows"][:] = self.spare_row

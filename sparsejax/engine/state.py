@@ -56,6 +56,7 @@ class DeviceState:
         rows = {name: getattr(self.sampling, name).at[row].set(value) for name, value in values.items()}
         return replace(
             self,
+            kv=self.kv.without_row(row),
             sampling=replace(self.sampling, **rows),
             policy=None if self.policy is None else self.policy.with_row(row, policy),
             keep=None if self.keep is None else self.keep.with_row(row, keep),
@@ -66,7 +67,7 @@ class DeviceState:
     ) -> DeviceState:
         """Cuts the cache of one row, whose table still lists its old pages; see `Evictor.evict`."""
         kv = evictor.evict(self.kv, self.keep, row, self.tables[row], length, kept, at, new_pages)
-        return replace(self, kv=kv)
+        return replace(self, kv=kv.without_row(row))
 
     def with_tables(self, tables: Int[Array, "B S"]) -> DeviceState:
         return replace(self, tables=tables)
@@ -109,13 +110,16 @@ def initial_state(
     observed = tuple(
         None if evictor is None else evictor.observed(num_rows + 1, group.layout.dtype) for _ in group.layers
     )
-    kv = PagedKV(pools, bounds, observed, group, config.windows, config.attn_soft_cap, implementation, selector)
+    kept = tuple(None if selector is None else selector.initial_lists(num_rows + 1) for _ in group.layers)
+    kv = PagedKV(
+        pools, bounds, kept, observed, group, config.windows, config.attn_soft_cap, implementation, selector
+    )
     return DeviceState(
         kv,
         tables=jnp.zeros((num_rows + 1, table_width), jnp.int32),
         last_tokens=jnp.zeros(num_rows + 1, jnp.int32),
         sampling=sampling,
-        policy=None if selector is None else PolicyRows.neutral(num_rows + 1),
+        policy=None if selector is None else PolicyRows.neutral(num_rows + 1, config.num_layers),
         keep=None if evictor is None else KeepRows.neutral(num_rows + 1),
     )
 
@@ -131,5 +135,5 @@ def state_bytes(state: DeviceState) -> dict[str, int]:
         "page_bounds": total(state.kv.bounds),
         "observed_queries": total(state.kv.observed),
         "page_tables": total(state.tables),
-        "sampling_rows": total((state.last_tokens, state.sampling, state.policy, state.keep)),
+        "sampling_rows": total((state.last_tokens, state.sampling, state.policy, state.keep, state.kv.kept)),
     }

@@ -7,7 +7,7 @@ the prefill chunks. Both end in the sampler, so logits never leave the device.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -42,6 +42,21 @@ class StepKey:
     num_steps: int = 1
     greedy: bool = True
     prompt_logprobs: bool = False
+
+
+class StepOutputs(NamedTuple):
+    """What a step program computes besides the state.
+
+    Attributes:
+        sampled: int32 ``[steps, rows, W]``: token, log-probability bits, and what the full sampler adds.
+        tiles: int32 ``[steps, decode rows, 2]``: tiles (a page of one KV head of one layer) that each row holds
+            and that its attention read; None where every row reads all.
+        prompt: int32 ``[chunk tokens, W]`` when prompt log-probabilities are asked for.
+    """
+
+    sampled: Array
+    tiles: Array | None
+    prompt: Array | None = None
 
 
 @dataclass(frozen=True)
@@ -106,16 +121,17 @@ class StepShape:
             steps = fields["steps"] + i
             batch = self._decode_batch(state, rows, tokens, positions, fields["shifts"], live)
             hidden, kv = self.decoder.apply({"params": params}, batch, state.kv)
+            kv, tiles = kv.end_step()
             state, sampled = self._sample(key, replace(state, kv=kv), params, hidden, rows, steps)
             stopped = jnp.any(sampled.token[:, None] == stop_ids, axis=1)
-            return (state, sampled.token, live & ~stopped), _outputs(key, sampled)
+            return (state, sampled.token, live & ~stopped), (_outputs(key, sampled), tiles)
 
         carry = (state, self._inputs(state, fields), rows != self.spare_row)
         if key.num_steps == 1:
             (state, _, _), outputs = body(carry, 0)
-            return state, (outputs[None], None)
+            return state, StepOutputs(*jax.tree.map(lambda output: output[None], outputs))
         (state, _, _), outputs = lax.scan(body, carry, jnp.arange(key.num_steps, dtype=jnp.int32))
-        return state, (outputs, None)
+        return state, StepOutputs(*outputs)
 
     def _mixed(self, key: StepKey, state: DeviceState, params: Any, fields: dict[str, Array]):
         rows, starts = fields["rows"], fields["query_starts"]
@@ -139,10 +155,12 @@ class StepShape:
             offsets=jnp.concatenate([decode.offsets, offsets]),
             decode=decode.decode,
             prefill=Rows(tables, lengths, starts),
+            rows=rows,
             policy=decode.policy,
             observe=jax.tree.map(lambda *parts: jnp.concatenate(parts), decode.observe, observe),
         )
         hidden, kv = self.decoder.apply({"params": params}, batch, state.kv)
+        kv, tiles = kv.end_step()
         state, sampled = self._sample(
             key,
             replace(state, kv=kv),
@@ -154,7 +172,7 @@ class StepShape:
         prompt = None
         if key.prompt_logprobs:
             prompt = self._prompt_logprobs(params, hidden[key.rows :], fields["next_tokens"])
-        return state, (_outputs(key, sampled)[None], prompt)
+        return state, StepOutputs(_outputs(key, sampled)[None], None if tiles is None else tiles[None], prompt)
 
     def _inputs(self, state: DeviceState, fields: dict[str, Array]) -> Int[Array, " B"]:
         """The host's token where it knows it, the row's newest one on the device where it does not."""
@@ -166,7 +184,9 @@ class StepShape:
         lengths = jnp.where(live, positions - shifts + 1, 0)
         policy = None if state.policy is None else state.policy.at(rows)
         observe = self._observe(state, rows, positions, live)
-        return StepBatch(tokens, positions, pages, offsets, Rows(tables, lengths), policy=policy, observe=observe)
+        return StepBatch(
+            tokens, positions, pages, offsets, Rows(tables, lengths), rows=rows, policy=policy, observe=observe
+        )
 
     def _slots(self, tables: Int[Array, "T S"], slots: Int[Array, " T"], live) -> tuple[Array, Array]:
         """Page and offset of the slot of each token; padding goes to the dump page."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sparsejax.errors import ConfigError
+from sparsejax.sparsity import valid
 
 OBSERVES = {
     "all": None,
@@ -50,14 +51,9 @@ class Keep:
     def __post_init__(self) -> None:
         if not callable(self.method) and self.method not in OBSERVES:
             raise ConfigError(f"keep={self.method!r} is not one of {', '.join(map(repr, OBSERVES))}.")
-        if isinstance(self.budget, bool) or not isinstance(self.budget, (int, float)) or not self.budget > 0:
-            raise ConfigError(f"budget={self.budget!r}: give tokens (an integer) or a share of the prompt (a float).")
-        if isinstance(self.budget, float) and self.budget > 1:
-            raise ConfigError(f"budget={self.budget!r}: a share lies in (0, 1]; give an integer for tokens.")
+        valid.budget(self.budget)
         for name, least in (("sink", 0), ("recent", 1), ("window", 1), ("pool", 1), ("interval", 1)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ConfigError(f"{name}={value!r} must be an integer of at least {least}.")
+            valid.integer(name, getattr(self, name), least)
         if self.pool % 2 == 0:
             raise ConfigError(f"pool={self.pool} must be odd, so that a token is in the middle of its neighbours.")
         if self.method in AGAIN and self.interval < self.window:

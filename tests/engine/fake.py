@@ -97,6 +97,9 @@ class FakeRunner:
     def read(self, outputs: np.ndarray) -> Results:
         return Results(outputs, None)
 
+    def decode_tiles(self, plan: StepPlan, evicted: bool = False) -> int:
+        return len(plan.decode) * plan.num_steps
+
     def _compute(self, sequence: Sequence, at: int, token: int) -> int:
         assert token >= 0
         row, slot = sequence.row, at - sequence.shift
@@ -145,7 +148,7 @@ def make_core(num_pages: int = 40, max_num_seqs: int = 5, budget: int = 16, page
         eos_ids=(0,),
         tokenizer=None,
         seed=0,
-        policies=Policies(declared(("dense", *EVICTING)), page_size, 120),
+        policies=Policies(declared(("dense", *EVICTING)), None, 1, 120),
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,8 +12,8 @@ import pytest
 from sparsejax.cache.group import dense_group
 from sparsejax.cache.paged import PagedKV
 from sparsejax.models.config import DecoderConfig
-from sparsejax.sparsity.evictor import Evictor, best_slots
 from sparsejax.sparsity.eviction import Eviction, Keep
+from sparsejax.sparsity.evictor import Evictor, best_slots
 from sparsejax.sparsity.keep_rows import KeepRows, pack_keep
 from tests.sparsity import keep_oracle as oracle
 
@@ -34,7 +36,9 @@ def rows_with(keep: Keep, eviction: Eviction) -> KeepRows:
 class Cut:
     """A row of random tokens, cut by one keep; every page that is not its own holds NaN."""
 
-    def __init__(self, keep: Keep, length: int, heads: int = 4, kv_heads: int = 2, seed: int = 0, platform="cpu"):
+    def __init__(
+        self, keep: Keep, length: int, heads: int = 4, kv_heads: int = 2, seed: int = 0, platform: str = "cpu"
+    ):
         rng = np.random.default_rng(seed)
         self.config, self.keep, self.length = model(heads, kv_heads), keep, length
         self.eviction = keep.eviction(length)
@@ -53,10 +57,9 @@ class Cut:
             offsets = jnp.arange(length, dtype=jnp.int32) % P
             k, v = jnp.asarray(self.keys[layer]), jnp.asarray(self.values[layer])
             pools.append(layout.write(made, k, v, ids, offsets))
-        self.kv = PagedKV(
-            tuple(pools), (None,) * LAYERS, tuple(self.evictor.observed(ROWS, jnp.float32) for _ in pools), group,
-            self.config.windows,
-        )  # fmt: skip
+        nothing = (None,) * LAYERS
+        observed = tuple(self.evictor.observed(ROWS, jnp.float32) for _ in pools)
+        self.kv = PagedKV(tuple(pools), nothing, nothing, observed, group, self.config.windows)
         self.rows = rows_with(keep, self.eviction)
         self.observe(length)
 
@@ -68,7 +71,7 @@ class Cut:
             rows, live = jnp.full(len(positions), ROW), jnp.full(len(positions), True)
             at = self.rows.slots(rows, jnp.asarray(positions), live, size)
             observed = (o.at[at].set(q[positions]) for o, q in zip(self.kv.observed, self.queries, strict=True))
-            self.kv = self.kv.__class__(self.kv.pools, self.kv.bounds, tuple(observed), self.kv.group, self.kv.windows)
+            self.kv = dataclasses.replace(self.kv, observed=tuple(observed))
 
     def run(self) -> list[tuple[np.ndarray, np.ndarray]]:
         """Per layer, keys and values [K, kept, D] that are left."""
@@ -134,10 +137,7 @@ def test_pools_of_a_tpu_are_cut_alike(method):
 def test_observed_queries_do_not_depend_on_chunks(method, chunk):
     keep = Keep(method, budget=40, recent=16, window=20)
     whole, parts = Cut(keep, 150), Cut(keep, 150)
-    parts.kv = whole.kv.__class__(
-        parts.kv.pools, parts.kv.bounds, tuple(o.at[:].set(jnp.nan) for o in parts.kv.observed), parts.kv.group,
-        parts.kv.windows,
-    )  # fmt: skip
+    parts.kv = dataclasses.replace(parts.kv, observed=tuple(o.at[:].set(jnp.nan) for o in parts.kv.observed))
     parts.observe(chunk)
     positions = np.asarray(parts.rows.positions(jnp.int32(ROW), jnp.int32(150), parts.evictor.num_observed))
     for one, other, queries in zip(parts.kv.observed, whole.kv.observed, whole.queries, strict=True):
