@@ -197,8 +197,9 @@ def test_responses(client):
     form = {"format": {"type": "json_schema", "name": "person", "schema": SCHEMA}}
     assert set(json.loads(client.responses.create(model=MODEL, input="x", text=form, max_output_tokens=200).output_text))
     tools = [{"type": "function", **TOOLS[0]["function"]}]
-    called = client.responses.create(model=MODEL, input="x", tools=tools, tool_choice="required", max_output_tokens=300)
-    assert called.output[0].type == "function_call" and called.output[0].name == "weather"
+    one = dict(tools=tools, tool_choice="required", parallel_tool_calls=False, max_output_tokens=300)
+    called = client.responses.create(model=MODEL, input="x", **one)
+    assert [item.type for item in called.output] == ["function_call"] and called.output[0].name == "weather"
     talk = [{"role": "user", "content": "x"}, called.output[0].model_dump()]
     talk += [{"type": "function_call_output", "call_id": called.output[0].call_id, "output": "rain"}]
     assert client.responses.create(model=MODEL, input=talk, max_output_tokens=4).status == "incomplete"
