@@ -13,7 +13,7 @@ from tests.engine.schemas import random_object
 from tests.serve.live import MODEL
 
 jsonschema = pytest.importorskip("jsonschema")
-PROMPTS = [" box: 204; lamp: 311;\nQ:", "Ünïcødé 日本語 🎉", " apple door", "\n\n", "🎉🎉", " One code of apple is 617."]
+PROMPTS = [" box: 204; lamp: 311;\nQ:", "Ünïcødé 日本語 🎉", " apple door", "\n\n", "🎉🎉", " One code is 617."]
 STOPS = [" ", "e", "\n", "é", "日", "a", "1", "of", "box: ", "\ufffd"]
 
 
