@@ -226,3 +226,24 @@ def test_an_engine_that_breaks_tells_every_caller(monkeypatch):
         await service.stop()
 
     asyncio.run(run())
+
+
+def test_a_step_that_hangs_is_seen():
+    """A liveness probe restarts a process whose engine makes no step although it has work."""
+    release = threading.Event()
+
+    async def scenario(service):
+        core = service.engine.engine.core
+        step = core.step
+        core.step = lambda: release.wait(20) and step()
+        stream = await service.submit(PROMPTS[0], params())
+        while service.alive:
+            await asyncio.sleep(0.02)
+        assert service.status is Status.READY
+        release.set()
+        await anext(stream)
+        assert service.alive
+        core.step = step
+        stream.close()
+
+    serve(scenario, ServiceLimits(stuck_after=0.3))
