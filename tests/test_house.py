@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ("cli", "evaluation", "serve", "engine", "sparsity", "cache", "models", "parallel")
 NO_JAX = (
     *("engine/scheduler.py", "engine/sequence.py", "cache/allocator.py"),
-    *("config.py", "errors.py", "sparsity/policy.py"),
+    *("config.py", "errors.py", "sparsity/policy.py", "sparsity/kinds.py", "sparsity/valid.py"),
 )
 
 

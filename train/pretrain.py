@@ -17,10 +17,10 @@ import orbax.checkpoint as ocp
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as Spec
 
+from sparsejax.errors import ConfigError
 from train import model
-from train.data import Batch, make_batch
-from train.documents import DocumentMaker
 from train.facts import KINDS
+from train.feed import Feed
 from train.lexicon import Lexicon
 from train.optimizer import build_optimizer
 from train.planting import plant
@@ -43,6 +43,12 @@ class Trainer:
         self.lexicon = Lexicon()
         self.shape = model_shape(recipe, self.lexicon)
         self.mesh = Mesh(np.asarray(jax.devices()), ("data",))
+        for stage in recipe.stages:
+            if stage.micro_rows % len(jax.devices()):
+                raise ConfigError(
+                    f"micro_rows {stage.micro_rows} cannot be spread over {len(jax.devices())} devices: use a multiple "
+                    "of their number in every stage of the recipe"
+                )
         self.optimizer = build_optimizer(recipe)
         self.advance = build_step(self.shape, self.optimizer)
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False)
@@ -68,36 +74,32 @@ class Trainer:
         self.manager.save(self.step, args=ocp.args.StandardSave(tree), force=True)
         self.manager.wait_until_finished()
 
-    def batch(self, step: int) -> Batch:
-        """The host batch of a step; depends on the recipe's seed and the step number only."""
-        stage, recipe = self.recipe.stage_at(step), self.recipe
-        return make_batch(
-            DocumentMaker(self.lexicon, stage.mixture),
-            (recipe.seed, step),
-            stage.rows,
-            stage.length,
-            max_position=recipe.max_position,
-            gap_share=stage.gap_share,
-            language_weight=stage.language_weight,
-        )
+    def run(
+        self, *, until: int | None = None, report_every: int = 20, save_every: int = 200, workers: int = 0
+    ) -> None:
+        """Train up to step `until` (or the recipe's end), printing and logging as it goes.
 
-    def run(self, *, until: int | None = None, report_every: int = 20, save_every: int = 200) -> None:
-        """Train up to step `until` (or the recipe's end), printing and logging as it goes."""
+        `workers` processes make batches ahead; with 0 the next batch is made while the device computes.
+        """
         until = min(until or self.recipe.total_steps, self.recipe.total_steps)
+        with Feed(self.recipe, self.step, until, workers) as feed:
+            self._run(feed, report_every, save_every)
+
+    def _run(self, feed: Feed, report_every: int, save_every: int) -> None:
         log = _Log(self.out / "log.csv")
-        batch = self.batch(self.step) if self.step < until else None
         losses, counts, seen, since = [], [], 0, time.perf_counter()
-        while self.step < until:
+        batch = feed.take()
+        while batch is not None:
             stage = self.recipe.stage_at(self.step)
             placed = place(batch, stage.micro_rows, self.mesh)
             self.params, self.state, loss, count = self.advance(self.params, self.state, placed)
             self.step += 1
             self.tokens += stage.rows * stage.length
             seen += stage.rows * stage.length
-            batch = self.batch(self.step) if self.step < until else None
+            batch = feed.take()
             losses.append(loss)
             counts.append(count)
-            turn = self.step == until or self.recipe.stage_at(self.step) is not stage
+            turn = batch is None or self.recipe.stage_at(self.step) is not stage
             if self.step % report_every == 0 or turn:
                 right, total = np.sum(jax.device_get(counts), axis=0)
                 now = time.perf_counter()
@@ -147,13 +149,16 @@ def main() -> None:
     parser.add_argument("--recipe", required=True, help="JSON recipe file")
     parser.add_argument("--out", required=True, help="folder for checkpoints and log.csv; an existing run goes on")
     parser.add_argument("--until", type=int, help="stop after this step")
+    parser.add_argument("--data-workers", type=int, default=0, help="processes that make batches ahead (for a GPU: 4)")
     parser.add_argument("--report-every", type=int, default=20)
     parser.add_argument("--save-every", type=int, default=200)
     args = parser.parse_args()
     trainer = Trainer(load_recipe(args.recipe), args.out)
     count = sum(x.size for x in jax.tree.leaves(trainer.params))
     print(f"{count:,} parameters on {len(jax.devices())} {jax.default_backend()} device(s)", flush=True)
-    trainer.run(until=args.until, report_every=args.report_every, save_every=args.save_every)
+    trainer.run(
+        until=args.until, report_every=args.report_every, save_every=args.save_every, workers=args.data_workers
+    )
 
 
 if __name__ == "__main__":

@@ -20,8 +20,10 @@ DTYPES = {"bf16": jnp.bfloat16, "f32": jnp.float32}
 CODECS = ("int8", "fp8", "int4")
 
 ROWS, HEADS, KV_HEADS = 32, 32, 8
+WINDOW = 16  # last queries of a row
 LISTED = 4096  # list entries per row: a row's lists do not fit a TPU's scalar memory
-POOL_PAGES = 8192
+POOL_TOKENS = 1 << 18  # 4 GiB of the widest float32 pools: the smallest chip holds 16
+BOUNDED = 8192  # pages that have bounds
 CHUNK = 512
 
 
@@ -74,6 +76,7 @@ def _shape(*shape: int, dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
 
 
 def _attention(case: Case, target: Target, tokens: int, *more: Any):
+    """An op that gives out and log-sum-exp."""
     dtype = DTYPES.get(case.dtype, jnp.bfloat16)
     pools = target.coded_pools if case.dtype in CODECS else target.pools
     stored = case.dtype if case.dtype in CODECS else dtype
@@ -81,7 +84,7 @@ def _attention(case: Case, target: Target, tokens: int, *more: Any):
     listed = LISTED // 8 if case.per_head else LISTED
     arguments = [
         _shape(tokens, HEADS, case.head_dim, dtype=dtype),
-        *pools(POOL_PAGES, KV_HEADS, case.page, case.head_dim, stored),
+        *pools(POOL_TOKENS // case.page, KV_HEADS, case.page, case.head_dim, stored),
         _shape(ROWS, lists, listed),
         _shape(ROWS, lists),
         _shape(ROWS),
@@ -115,10 +118,24 @@ def _scores(case: Case, target: Target):
     op = functools.partial(pallas_kernels.page_scores, implementation=target.BACKEND, **dict(case.options))
     return op, (
         _shape(ROWS, HEADS, case.head_dim, dtype=jnp.bfloat16),
-        _shape(POOL_PAGES, KV_HEADS, width, dtype=DTYPES[case.dtype]),
+        _shape(BOUNDED, KV_HEADS, width, dtype=DTYPES[case.dtype]),
         _shape(ROWS, 1, LISTED),
         _shape(ROWS, 1),
     )
+
+
+def _mass(case: Case, target: Target):
+    """Queries against keys alone: one per row, a chunk (with "chunk"), or the last ones of each row."""
+    dtype, options = DTYPES[case.dtype], dict(case.options)
+    chunk = options.pop("chunk", False)
+    windows = case.op == "window_scores"
+    keys = target.pools(POOL_TOKENS // case.page, KV_HEADS, case.page, case.head_dim, dtype)[0]
+    tokens = CHUNK if chunk else ROWS
+    query = (ROWS, WINDOW, HEADS) if windows else (tokens, HEADS)
+    lists = [_shape(ROWS, 1, LISTED), _shape(ROWS, 1), _shape(ROWS)]
+    norms = [] if windows else [_shape(tokens, HEADS, dtype=jnp.float32), *[_shape(ROWS + 1)] * chunk]
+    op = functools.partial(getattr(pallas_kernels, case.op), implementation=target.BACKEND, **options)
+    return op, (_shape(*query, case.head_dim, dtype=dtype), keys, *lists, *norms)
 
 
 BUILDERS: dict[str, Callable[[Case, Target], tuple[Callable[..., Any], tuple[Any, ...]]]] = {
@@ -126,6 +143,8 @@ BUILDERS: dict[str, Callable[[Case, Target], tuple[Callable[..., Any], tuple[Any
     "paged_prefill_attention": _prefill,
     "quantized_decode_attention": _decode,
     "page_scores": _scores,
+    "attention_mass": _mass,
+    "window_scores": _mass,
 }
 STORED = {
     "paged_decode_attention": tuple(DTYPES),
@@ -133,6 +152,13 @@ STORED = {
     "quantized_decode_attention": CODECS,
 }
 OPTIONS = (("window", 4096), ("soft_cap", 30.0))
+MASSES = (
+    (),
+    (("group", "max"),),
+    (("chunk", True), ("per_token", True), *OPTIONS),
+    (("chunk", True), ("group", "max"), ("per_token", True)),
+    (("chunk", True), ("group", "max")),
+)
 
 
 def cases() -> Iterator[Case]:
@@ -143,11 +169,19 @@ def cases() -> Iterator[Case]:
         yield Case(op, STORED[op][0], 128, 32, OPTIONS, per_head=True)
     for dtype, head_dim in itertools.product(DTYPES, HEAD_DIMS):  # page sizes do not matter to bounds
         yield Case("page_scores", dtype, head_dim, 32)
+    yield Case("page_scores", "bf16", 128, 32, (("group", "mean"),))
+    for dtype, head_dim, page in itertools.product(DTYPES, HEAD_DIMS, PAGES):
+        yield Case("attention_mass", dtype, head_dim, page)
+    yield from (Case("attention_mass", "bf16", 128, 32, options) for options in MASSES[1:])
+    for dtype, head_dim in itertools.product(DTYPES, HEAD_DIMS):
+        yield Case("window_scores", dtype, head_dim, 32)
 
 
 def sample() -> Iterator[Case]:
     """A few cases that cover every value of every axis."""
     yield Case("page_scores", "bf16", 128, 32)
+    yield from (Case("attention_mass", "bf16", 128, 32, options) for options in MASSES)
+    yield Case("window_scores", "bf16", 128, 32)
     for op in STORED:
         first, *others = STORED[op]
         if len(others) > 1:

@@ -18,8 +18,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels.mosaic_gpu import tiles
-from pallas_kernels.mosaic_gpu.decode import PAGES, SHARED_BYTES, Config
-from pallas_kernels.mosaic_gpu.target import require, simulator
+from pallas_kernels.mosaic_gpu.decode import Config
+from pallas_kernels.mosaic_gpu.target import PAGES, SHARED_BYTES, require, require_shared, simulator
 from pallas_kernels.mosaic_gpu.tiles import HIDDEN, LOG2E, Mma, constant, spread
 from pallas_kernels.mosaic_gpu.work import split_count
 
@@ -134,8 +134,7 @@ class Shape:
             f"a page's scales must take a multiple of 16 bytes; got {self.scales} of {scale_bytes}",
         )
         require(config.tile % self.page == 0, f"a step must take whole pages; got {config.tile} tokens")
-        used = self.shared_bytes(config, scale_bytes)
-        require(used <= SHARED_BYTES, f"needs {used} bytes of shared memory per block, of {SHARED_BYTES}")
+        require_shared(self.shared_bytes(config, scale_bytes))
 
 
 def opened(stored: jax.Array, shift: int | None) -> jax.Array:
@@ -195,13 +194,7 @@ def decode(
         head = lax.div(block, shape.parts)
         of_list = head if shape.lists > 1 else 0
         first, stop = first_ref[row, of_list], stop_ref[row, of_list]
-        # Pages of this part: the list's visible pages in `splits` equal runs of whole steps.
-        begin, end = lax.div(first, page), lax.div(stop + page - 1, page)
-        run = lax.div(lax.div(end - begin + splits - 1, splits) + pages - 1, pages)
-        run = jnp.maximum(run, config.least) * pages
-        begin += part_index * run
-        end = jnp.minimum(begin + run, end)
-        steps = jnp.maximum(lax.div(end - begin + pages - 1, pages), 0)
+        begin, end, steps = tiles.part_of(part_index, first, stop, page, pages, splits, config.least)
 
         def page_at(step, i):
             # Past the end the last page comes again: what is not listed is never looked up.

@@ -9,6 +9,7 @@ its softmax on padding. The loop's bounds are data. Softmax is in powers of two.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -19,12 +20,9 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels import tuning
 from pallas_kernels.mosaic_gpu import tiles
-from pallas_kernels.mosaic_gpu.target import require, simulator
+from pallas_kernels.mosaic_gpu.target import SHARED_BYTES, simulator
 from pallas_kernels.mosaic_gpu.tiles import HIDDEN, LOG2E, Mma, constant, spread
 from pallas_kernels.mosaic_gpu.work import split_count
-
-SHARED_BYTES = 227 * 1024
-PAGES = (16, 32, 64, 128)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,19 +84,6 @@ class Shape:
         return list(dict.fromkeys([default, *fitting]))
 
 
-def check(shape: Shape, dtype: jnp.dtype) -> None:
-    """Declines what the kernel cannot do."""
-    require(
-        dtype in (jnp.bfloat16, jnp.float16),
-        f"tensor cores multiply bfloat16 and float16 here (float32 would be rounded to tf32); got {dtype}",
-    )
-    require(shape.page in PAGES, f"page size must be one of {PAGES}; got {shape.page}")
-    require(
-        shape.head_dim % 16 == 0 and 32 <= shape.head_dim <= 256,
-        f"head dim must be a multiple of 16 from 32 to 256; got {shape.head_dim}",
-    )
-
-
 def decode(
     q: jax.Array,
     k_pages: jax.Array,
@@ -121,8 +106,7 @@ def decode(
     batch, blocks, rows, head_dim = q.shape
     dtype = q.dtype
     tile, stages, splits = config.tile, config.stages, config.splits
-    unit = min(shape.page, tile)  # tokens per copy
-    copies, per_page = tile // unit, shape.page // unit
+    units = tiles.Units.of(shape.page, tile)
     mma = Mma(dtype, shape.row_warps)
     row_layout = mma.acc.reduce(1)
 
@@ -148,23 +132,11 @@ def decode(
         head = lax.div(block, shape.parts)
         of_list = head if shape.lists > 1 else 0
         first, stop = first_ref[row, of_list], stop_ref[row, of_list]
-        # Units of this part: the list's visible units in `splits` equal runs of whole tiles.
-        begin, end = lax.div(first, unit), lax.div(stop + unit - 1, unit)
-        run = lax.div(lax.div(end - begin + splits - 1, splits) + copies - 1, copies)
-        run = jnp.maximum(run, config.least) * copies
-        begin += part * run
-        end = jnp.minimum(begin + run, end)
-        steps = jnp.maximum(lax.div(end - begin + copies - 1, copies), 0)
+        begin, end, steps = tiles.part_of(part, first, stop, units.unit, units.copies, splits, config.least)
 
         def fetch(step, slot, pool, ring, ready):
-            for i in range(copies):
-                # Past the end the last page comes again: what is not listed is never looked up.
-                u = jnp.minimum(begin + step * copies + i, end - 1)
-                page = tiles.page_of(ids_ref, row, of_list, lax.div(u, per_page))
-                source = pool.at[page, head]
-                if per_page > 1:
-                    source = pool.at[page, head, pl.ds(lax.rem(u, per_page) * unit, unit)]
-                plgpu.copy_gmem_to_smem(source, ring.at[slot, pl.ds(i * unit, unit)], ready.at[slot])
+            lookup = functools.partial(tiles.page_of, ids_ref, row, of_list)
+            units.fetch(pool, head, lookup, begin + step * units.copies, end - 1, ring.at[slot], ready.at[slot])
 
         @pl.when(steps > 0)
         def _start():
@@ -183,7 +155,7 @@ def decode(
         def step_over(step, carry):
             acc, top, total = carry
             slot = lax.rem(step, jnp.int32(stages))
-            slot_base = (begin + step * copies) * unit
+            slot_base = (begin + step * units.copies) * units.unit
             tiles.wait(k_ready.at[slot])
             keys = plgpu.load(k_ring.at[slot].transpose((1, 0)), layout=mma.rhs)
             scores = mma.dot(constant((rows, tile), 0.0, mma.acc), query, keys)
@@ -252,8 +224,8 @@ def decode(
             ring,
             plgpu.SMEM((rows, tile), dtype, transforms=tiles.swizzled(tile, dtype)),
             plgpu.Barrier(),
-            plgpu.Barrier(num_arrivals=copies, num_barriers=stages),
-            plgpu.Barrier(num_arrivals=copies, num_barriers=stages),
+            plgpu.Barrier(num_arrivals=units.copies, num_barriers=stages),
+            plgpu.Barrier(num_arrivals=units.copies, num_barriers=stages),
         ],
         compiler_params=tiles.compiler_params(),
         interpret=simulator(),

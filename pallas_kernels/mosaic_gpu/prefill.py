@@ -8,6 +8,7 @@ causality, windows and padding are one mask, needed only in tiles at an edge.
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -68,8 +69,7 @@ def prefill(
     count, kv_heads, rows, head_dim = q.shape
     lists, page = page_ids.shape[1], k_pages.shape[2]
     dtype, tile, stages = q.dtype, config.tile, config.stages
-    unit = min(page, tile)
-    copies, per_page = tile // unit, page // unit
+    units = tiles.Units.of(page, tile)
     wgmma = plgpu.Layout.WGMMA
     row_layout = wgmma.reduce(1)
     swizzled = tiles.swizzled(head_dim, dtype)
@@ -108,17 +108,12 @@ def prefill(
         def _stream():
             plgpu.set_max_registers(72, action="decrease")
             row = row_ref[index]
-            last_unit = lax.div(highest - 1, unit)
+            last_unit = lax.div(highest - 1, units.unit)
 
             def fetch(step, slot, pool, ring, ready):
-                for i in range(copies):
-                    # Past the end the last page comes again: what is not listed is never looked up.
-                    u = jnp.minimum(lax.div(begin, unit) + step * copies + i, last_unit)
-                    physical = tiles.page_of(ids_ref, row, of_list, lax.div(u, per_page))
-                    source = pool.at[physical, head]
-                    if per_page > 1:
-                        source = pool.at[physical, head, pl.ds(lax.rem(u, per_page) * unit, unit)]
-                    plgpu.copy_gmem_to_smem(source, ring.at[slot, pl.ds(i * unit, unit)], ready)
+                first_unit = lax.div(begin, units.unit) + step * units.copies
+                lookup = functools.partial(tiles.page_of, ids_ref, row, of_list)
+                units.fetch(pool, head, lookup, first_unit, last_unit, ring.at[slot], ready)
 
             def clean(slot, base):
                 # Zero times NaN is NaN, and the products read values straight from shared memory.
@@ -157,7 +152,7 @@ def prefill(
                     fetch(step, slot, v_ref, v_ring, v_dirty)
                     plgpu.barrier_wait(v_dirty)
                     clean(slot, base)
-                    for _ in range(copies):
+                    for _ in range(units.copies):
                         plgpu.barrier_arrive(v_ready.at[slot])
 
             lax.fori_loop(0, steps, stream, None)
@@ -223,7 +218,7 @@ def prefill(
             plgpu.wait_smem_to_gmem(0)
 
     ring = plgpu.SMEM((stages, tile, head_dim), dtype, transforms=swizzled)
-    ready = plgpu.Barrier(num_arrivals=copies, num_barriers=stages)
+    ready = plgpu.Barrier(num_arrivals=units.copies, num_barriers=stages)
     free = plgpu.Barrier(num_arrivals=WARPGROUPS, num_barriers=stages)
     scratch = [
         plgpu.SMEM((WARPGROUPS, ROWS, head_dim), dtype, transforms=swizzled),
@@ -232,7 +227,7 @@ def prefill(
         plgpu.Barrier(num_barriers=WARPGROUPS),
         ready,
         ready,
-        plgpu.Barrier(num_arrivals=copies),
+        plgpu.Barrier(num_arrivals=units.copies),
         free,
         free,
     ]

@@ -7,9 +7,13 @@ import contextvars
 from collections.abc import Iterator
 
 import jax
+import jax.numpy as jnp
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels.dispatch import Declined
+
+SHARED_BYTES = 227 * 1024
+PAGES = (16, 32, 64, 128)
 
 _simulator: contextvars.ContextVar[plgpu.InterpretGPUParams | None] = contextvars.ContextVar("simulator", default=None)
 
@@ -85,3 +89,28 @@ def require_plain(k_pages: jax.Array, v_pages: jax.Array | None, head_dim: int) 
         k_pages.shape[-1] == head_dim,
         f"pools must not be padded; got {k_pages.shape[-1]} lanes for head dim {head_dim}",
     )
+
+
+def require_operands(dtype: jnp.dtype) -> None:
+    """Declines what tensor cores do not multiply as it is."""
+    require(
+        dtype in (jnp.bfloat16, jnp.float16),
+        f"tensor cores multiply bfloat16 and float16 here (float32 would be rounded to tf32); got {dtype}",
+    )
+
+
+def require_pages(q: jax.Array, k_pages: jax.Array) -> None:
+    """Declines dense pages that the kernels do not copy into operands of products with q."""
+    require(q.dtype == k_pages.dtype, f"queries and pages must share a dtype; got {q.dtype} and {k_pages.dtype}")
+    require_operands(q.dtype)
+    page, head_dim = k_pages.shape[2:]
+    require(page in PAGES, f"page size must be one of {PAGES}; got {page}")
+    require(
+        head_dim % 16 == 0 and 32 <= head_dim <= 256,
+        f"head dim must be a multiple of 16 from 32 to 256; got {head_dim}",
+    )
+
+
+def require_shared(used: int) -> None:
+    """Declines blocks that do not fit the shared memory of a multiprocessor."""
+    require(used <= SHARED_BYTES, f"needs {used} bytes of shared memory per block; {SHARED_BYTES} are available")

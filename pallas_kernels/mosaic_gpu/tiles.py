@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels.mosaic_gpu.target import require, simulator
@@ -91,6 +93,50 @@ def wait(barrier) -> None:
 def page_of(page_ids, row: jax.Array, head: jax.Array, entry: jax.Array) -> jax.Array:
     """Physical id of a list entry."""
     return page_ids[row, head, entry]
+
+
+@dataclasses.dataclass(frozen=True)
+class Units:
+    """How a step reads a list: `copies` units, a unit being a page of `page` tokens or a piece of one."""
+
+    page: int
+    unit: int
+    copies: int
+
+    @classmethod
+    def of(cls, page: int, tile: int) -> Units:
+        """Those of steps of `tile` tokens."""
+        return cls(page, min(page, tile), tile // min(page, tile))
+
+    def fetch(self, pool, head, lookup: Callable, first: jax.Array, last: jax.Array, ring, ready) -> None:
+        """Starts the copies of the units from `first` on into `ring` [copies * unit, D].
+
+        Past the unit `last` that one comes again: what is not listed is never looked up. `lookup` gives the physical
+        id of a list entry.
+        """
+        per_page = self.page // self.unit
+        for i in range(self.copies):
+            at = jnp.minimum(first + i, last)
+            source = pool.at[lookup(lax.div(at, per_page)), head]
+            if per_page > 1:
+                source = source.at[pl.ds(lax.rem(at, per_page) * self.unit, self.unit)]
+            plgpu.copy_gmem_to_smem(source, ring.at[pl.ds(i * self.unit, self.unit)], ready)
+
+
+def part_of(
+    part: jax.Array, first: jax.Array, stop: jax.Array, unit: int, copies: int, splits: int, least: int
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Units [begin, end) that one of `splits` parts of a list takes, and its steps.
+
+    The list's units of slots [first, stop) are cut into equal runs of whole steps of `copies` units, of at least
+    `least` steps.
+    """
+    begin, end = lax.div(first, unit), lax.div(stop + unit - 1, unit)
+    run = lax.div(lax.div(end - begin + splits - 1, splits) + copies - 1, copies)
+    run = jnp.maximum(run, least) * copies
+    begin += part * run
+    end = jnp.minimum(begin + run, end)
+    return begin, end, jnp.maximum(lax.div(end - begin + copies - 1, copies), 0)
 
 
 def visible(slot: jax.Array, first: jax.Array, stop: jax.Array) -> jax.Array:

@@ -40,12 +40,15 @@ def visible_range(
     logical_ids: Int32[Array, "B Kl J"] | None,
     window: int | None,
     page: int,
+    queries: Int32[Array, B] | int = 1,
 ) -> tuple[Int32[Array, "B Kl"], Int32[Array, "B Kl"]]:
-    """Slots [first, stop) of each page list that the row's newest token sees: slot = entry * P + offset."""
+    """Slots [first, stop) of each page list that some of the row's newest `queries` tokens see.
+
+    Slot = entry * P + offset."""
     stop = tokens_before(lengths, counts, logical_ids, page)
     if window is None:
         return jnp.zeros_like(stop), stop
-    return tokens_before(lengths - window, counts, logical_ids, page), stop
+    return tokens_before(lengths - queries + 1 - window, counts, logical_ids, page), stop
 
 
 def split_count(blocks: int, slots: int, tile: int) -> int:
@@ -144,14 +147,48 @@ def query_tiles(query_starts: Int32[Array, B + 1], owned: Int32[Array, B], token
     return QueryTiles(row, token, counted, first, query_starts[:-1])
 
 
-def to_tiles(q: jax.Array, tile: QueryTiles, kv_heads: int, rows: int) -> jax.Array:
-    """Queries [T, H, D] as [X, K, M, D]: row y * G + g of a tile is head g of the group of its token y."""
+def lone_tiles(batch: int) -> QueryTiles:
+    """A tile for each of the tokens 0, 1, .. of rows that own one each."""
+    index = jnp.arange(batch, dtype=jnp.int32)
+    return QueryTiles(index, index[:, None], jnp.ones((batch, 1), bool), index, index)
+
+
+def tile_ranges(
+    tile: QueryTiles,
+    query_starts: Int32[Array, B + 1],
+    lengths: Int32[Array, B],
+    counts: Int32[Array, "B Kl"],
+    logical_ids: Int32[Array, "B Kl J"] | None,
+    window: int | None,
+    page: int,
+) -> tuple[Int32[Array, "X Kl Y"], Int32[Array, "X Kl Y"]]:
+    """Slots [first, stop) of its row's lists that each token of a tile sees."""
+    row, counts = tile.row, counts[tile.row]
+    position = lengths[row][:, None] - (query_starts[row + 1][:, None] - tile.token)
+    logical_ids = None if logical_ids is None else logical_ids[row]
+    stop = tokens_before(position + 1, counts, logical_ids, page)
+    if window is None:
+        return jnp.zeros_like(stop), stop
+    return tokens_before(position + 1 - window, counts, logical_ids, page), stop
+
+
+def per_query(x: Int32[Array, "X Kl Y"], tile: QueryTiles, repeats: int, rows: int) -> Int32[Array, "X Kl M"]:
+    """Numbers of tokens as those of their `repeats` queries each, 0 for the others of a tile's `rows`."""
+    x = jnp.repeat(jnp.where(tile.counted[:, None], x, 0), repeats, axis=-1)
+    return jnp.pad(x, ((0, 0), (0, 0), (0, rows - x.shape[-1])))
+
+
+def to_tiles(q: jax.Array, tile: QueryTiles, kv_heads: int, rows: int, rounds: int = 1) -> jax.Array:
+    """Queries [T, H, D] as [X, K, rounds * M, D]: row y * G + g of a tile is head g of the group of its token y.
+
+    With a round per head of a group, row y of round g is that."""
     count, size = tile.token.shape
     _, heads, head_dim = q.shape
-    group = heads // kv_heads
     x = jnp.where(tile.counted[..., None, None], q[tile.token], 0)
-    x = x.reshape(count, size, kv_heads, group, head_dim).swapaxes(1, 2).reshape(count, kv_heads, -1, head_dim)
-    return jnp.pad(x, ((0, 0), (0, 0), (0, rows - x.shape[2]), (0, 0)))
+    x = x.reshape(count, size, kv_heads, -1, rounds, head_dim).transpose(0, 2, 4, 1, 3, 5)
+    x = x.reshape(count, kv_heads, rounds, -1, head_dim)
+    x = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, rows - x.shape[3]), (0, 0)))
+    return x.reshape(count, kv_heads, rounds * rows, head_dim)
 
 
 def from_tiles(x: jax.Array, tile: QueryTiles, tokens: int, group: int) -> jax.Array:

@@ -18,9 +18,10 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array
 
-from pallas_kernels.groups import HIDDEN, reduce_group
+from pallas_kernels.groups import HIDDEN
 from pallas_kernels.mosaic_tpu.interpret import Interpret, mode
 from pallas_kernels.mosaic_tpu.limits import VMEM, require, whole_lanes, whole_pages
+from pallas_kernels.page_scores.queries import beside, split
 
 BLOCK = 128  # pages whose bounds are multiplied at once
 LISTED = 1 << 15  # list entries of a row that scalar memory holds twice
@@ -37,21 +38,16 @@ def page_scores(
     interpret: Interpret | None = None,
 ) -> Array:
     """See `pallas_kernels.page_scores`."""
-    rows, _, head_dim = q.shape
+    rows = q.shape[0]
     _, kv_heads, width = bounds.shape
     listed = page_ids.shape[2]
     _check(bounds, page_ids, kv_heads)
     blocks = pl.cdiv(listed, BLOCK)
-    queries = q.astype(jnp.float32).reshape(rows, kv_heads, -1, head_dim) * scale
-    queries = jnp.pad(queries, ((0, 0), (0, 0), (0, 0), (0, width // 2 - head_dim)))
-    queries = jnp.concatenate([jnp.minimum(queries, 0), jnp.maximum(queries, 0)], axis=-1)
-    if group != "max":  # the bound is linear in these halves
-        queries = reduce_group(queries, group, axis=2)[:, :, None]
+    queries = beside(q, kv_heads, width, group) * scale
     groups = queries.shape[2]
     queries = queries.reshape(rows, kv_heads * groups, width)
     if bounds.dtype == jnp.bfloat16:
-        high = queries.astype(jnp.bfloat16)
-        queries = jnp.concatenate([high, (queries - high.astype(jnp.float32)).astype(jnp.bfloat16)], axis=1)
+        queries = jnp.concatenate(split(queries, bounds.dtype), axis=1)
     ids = jnp.pad(page_ids[:, 0], ((0, 0), (0, blocks * BLOCK - listed)))
     scores = pl.pallas_call(
         functools.partial(_kernel, groups=groups),

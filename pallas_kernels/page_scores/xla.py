@@ -7,6 +7,7 @@ from jax import lax
 from jaxtyping import Array
 
 from pallas_kernels.groups import HIDDEN, reduce_group
+from pallas_kernels.page_scores.queries import beside
 from pallas_kernels.pages import batched
 
 BLOCK = 128  # pages
@@ -16,16 +17,12 @@ def page_scores(
     q: Array, bounds: Array, page_ids: Array, counts: Array, *, group: str = "max", scale: float
 ) -> Array:
     """See `pallas_kernels.page_scores`."""
-    rows, _, head_dim = q.shape
+    rows = q.shape[0]
     _, kv_heads, minor = bounds.shape
     size = min(BLOCK, page_ids.shape[2])
     padding = (0, -page_ids.shape[2] % size)
     lists = jnp.pad(page_ids, ((0, 0), (0, 0), padding))
-    queries = q.astype(jnp.float32).reshape(rows, kv_heads, -1, head_dim) * scale
-    queries = jnp.pad(queries, ((0, 0), (0, 0), (0, 0), (0, minor // 2 - head_dim)))
-    queries = jnp.concatenate([jnp.minimum(queries, 0), jnp.maximum(queries, 0)], axis=-1)
-    if group != "max":  # the bound is linear in these halves
-        queries = reduce_group(queries, group, axis=2)[:, :, None]
+    queries = beside(q, kv_heads, minor, group) * scale
     head = jnp.arange(kv_heads)[:, None]
 
     def one_row(row: Array, scores: Array) -> Array:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import jax
 
 from pallas_kernels.mosaic_gpu import work
-from pallas_kernels.mosaic_gpu.decode import SHARED_BYTES, Config, Shape, check, decode, shared_bytes
-from pallas_kernels.mosaic_gpu.target import require, require_plain, require_tma
+from pallas_kernels.mosaic_gpu.decode import Config, Shape, decode, shared_bytes
+from pallas_kernels.mosaic_gpu.target import require_pages, require_plain, require_shared, require_tma
 
 
 def paged_decode_attention(
@@ -32,13 +32,11 @@ def paged_decode_attention(
     rows = 16 if head_dim % 32 == 0 else 32
     queries, parts = work.grouped(q, kv_heads, rows)
     shape = Shape(batch, kv_heads, parts, page_ids.shape[1], page_ids.shape[2], page, head_dim)
-    require(q.dtype == k_pages.dtype, f"queries and pages must share a dtype; got {q.dtype} and {k_pages.dtype}")
-    check(shape, q.dtype)
+    require_pages(q, k_pages)
     require_tma()
     config = config or Config.measured("paged_decode_attention", k_pages.dtype, shape)
     config = config or shape.default(q.dtype.itemsize)
-    used = shared_bytes(config, rows, head_dim, q.dtype.itemsize)
-    require(used <= SHARED_BYTES, f"needs {used} bytes of shared memory per block; {SHARED_BYTES} are available")
+    require_shared(shared_bytes(config, rows, head_dim, q.dtype.itemsize))
     first, stop = work.visible_range(lengths, counts, logical_ids, window, page)
     partial = decode(
         queries,

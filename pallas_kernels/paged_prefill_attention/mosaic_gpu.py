@@ -10,9 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels.mosaic_gpu import work
-from pallas_kernels.mosaic_gpu.decode import PAGES, SHARED_BYTES
 from pallas_kernels.mosaic_gpu.prefill import ROWS, WARPGROUPS, Config, prefill, shared_bytes
-from pallas_kernels.mosaic_gpu.target import require, require_plain, require_tma
+from pallas_kernels.mosaic_gpu.target import require, require_pages, require_plain, require_shared, require_tma
 from pallas_kernels.mosaic_gpu.tiles import HIDDEN
 from pallas_kernels.paged_decode_attention.mosaic_gpu import paged_decode_attention
 
@@ -39,21 +38,11 @@ def paged_prefill_attention(
     require_plain(k_pages, v_pages, head_dim)
     _, kv_heads, page, _ = k_pages.shape
     group, rows = heads // kv_heads, ROWS * WARPGROUPS
-    require(q.dtype == k_pages.dtype, f"queries and pages must share a dtype; got {q.dtype} and {k_pages.dtype}")
-    require(
-        q.dtype in (jnp.bfloat16, jnp.float16),
-        f"tensor cores multiply bfloat16 and float16 here (float32 would be rounded to tf32); got {q.dtype}",
-    )
-    require(page in PAGES, f"page size must be one of {PAGES}; got {page}")
-    require(
-        head_dim % 16 == 0 and 32 <= head_dim <= 256,
-        f"head dim must be a multiple of 16 from 32 to 256; got {head_dim}",
-    )
+    require_pages(q, k_pages)
     require(group <= rows, f"at most {rows} query heads per KV head; got {group}")
     require_tma(exactly_hopper=True)
     config = config or Config.default(head_dim, q.dtype.itemsize)
-    used = shared_bytes(config, head_dim, q.dtype.itemsize)
-    require(used <= SHARED_BYTES, f"needs {used} bytes of shared memory per block; {SHARED_BYTES} are available")
+    require_shared(shared_bytes(config, head_dim, q.dtype.itemsize))
 
     owned = query_starts[1:] - query_starts[:-1]
     single = owned == 1
@@ -62,13 +51,7 @@ def paged_prefill_attention(
     of_token = jnp.clip(of_token, 0, lengths.shape[0] - 1)
 
     tile = work.query_tiles(query_starts, jnp.where(single, 0, owned), tokens, rows // group)
-    row, token, counts_here = tile.row, tile.token, counts[tile.row]
-    position = lengths[row][:, None] - (query_starts[row + 1][:, None] - token)  # [X, tokens of a tile]
-    here = None if logical_ids is None else logical_ids[row]
-    stop = work.tokens_before(position + 1, counts_here, here, page)
-    first = jnp.zeros_like(stop)
-    if window is not None:
-        first = work.tokens_before(position + 1 - window, counts_here, here, page)
+    first, stop = work.tile_ranges(tile, query_starts, lengths, counts, logical_ids, window, page)
     counted = tile.counted[:, None]
     highest = jnp.iinfo(jnp.int32).max
     bounds = jnp.stack(
@@ -80,19 +63,14 @@ def paged_prefill_attention(
         ],
         axis=-1,
     )
-
-    def per_row(x: jax.Array) -> jax.Array:
-        x = jnp.repeat(jnp.where(counted, x, 0), group, axis=-1)
-        return jnp.pad(x, ((0, 0), (0, 0), (0, rows - x.shape[-1])))
-
     out, lse = prefill(
         work.to_tiles(q, tile, kv_heads, rows),
         k_pages,
         v_pages,
         page_ids,
-        row,
-        per_row(first),
-        per_row(stop),
+        tile.row,
+        work.per_query(first, tile, group, rows),
+        work.per_query(stop, tile, group, rows),
         bounds,
         scale=scale,
         soft_cap=soft_cap,

@@ -29,6 +29,11 @@ class CacheGroup:
         return len(self.layers) * self.layout.page_bytes
 
     @property
+    def page_tiles(self) -> int:
+        """Tiles of one page: it has one for each KV head of each layer."""
+        return len(self.layers) * self.layout.num_kv_heads
+
+    @property
     def pool_bytes(self) -> int:
         return len(self.layers) * self.layout.pool_bytes
 

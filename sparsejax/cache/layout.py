@@ -91,3 +91,23 @@ class DenseLayout:
     def copy(self, pools: Pools, source: Int[Array, " C"], target: Int[Array, " C"]) -> Pools:
         """Copies whole pages ``source[i] -> target[i]``; pairs of page 0 do nothing that is ever read."""
         return jax.tree.map(lambda pool: pool.at[target].set(pool[source]), pools)
+
+    def move_tokens(
+        self, pools: Pools, page_ids: Int[Array, " S"], slots: Int[Array, "K C"], new_pages: Int[Array, " S2"]
+    ) -> Pools:
+        """Copies the tokens at `slots` of the pages `page_ids`, per KV head, to the slots of `new_pages` in order.
+
+        Slots past the pages leave zeros. `new_pages` hold at least C tokens.
+        """
+        head = jnp.arange(self.num_kv_heads)
+        pages, offsets = jnp.divmod(jnp.minimum(slots, page_ids.shape[0] * self.page_size - 1), self.page_size)
+        there = (slots < page_ids.shape[0] * self.page_size)[..., None]
+        spare = len(new_pages) * self.page_size - slots.shape[1]
+
+        def move(pool: Array) -> Array:
+            tokens = jnp.where(there, pool[page_ids[pages], head[:, None], offsets], 0)
+            tokens = jnp.pad(tokens, ((0, 0), (0, spare), (0, 0)))
+            tiles = tokens.reshape(self.num_kv_heads, len(new_pages), self.page_size, self.lanes).swapaxes(0, 1)
+            return pool.at[new_pages[:, None], head].set(tiles)
+
+        return jax.tree.map(move, pools)

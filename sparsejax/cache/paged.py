@@ -46,7 +46,8 @@ class StepBatch:
         page_ids, offsets: where each token's key and value go; page 0 for padding.
         decode: rows of the first ``len(decode.lengths)`` tokens.
         prefill: rows of the tokens after them, or None.
-        policy: what the decode rows read, for the selector.
+        rows, policy: for the selector, numbers of the decode rows in the device state, and what they read.
+        observe: row and index under which each token's query is stored; None where no query is.
     """
 
     tokens: Int[Array, " T"]
@@ -55,7 +56,9 @@ class StepBatch:
     offsets: Int[Array, " T"]
     decode: Rows
     prefill: Rows | None = None
+    rows: Int[Array, " B"] | None = None
     policy: Any = None
+    observe: tuple[Int[Array, " T"], Int[Array, " T"]] | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -67,17 +70,23 @@ class PagedKV:
         pools: per layer, K and V as the group's layout stores them.
         windows: per layer, the sliding window in tokens, or None.
         bounds: per layer, what the selector keeps of sealed pages, or None.
+        kept: per layer, what the selector keeps of rows between steps, or None.
+        handed: what the selector hands from layer to layer; None between steps.
+        observed: per layer, queries ``[B, W, H, D]`` of each row before rotation that eviction will look at, or None.
         implementation: which backend serves the operations; None picks the best.
-        selector: shortens the page lists of decode rows (a `sparsity.selector.Selector`); None reads all pages.
+        selector: what decode rows read (a `sparsity.selector.Selector`); None reads all pages.
     """
 
     pools: tuple[Pools, ...]
     bounds: tuple[Array | None, ...]
+    kept: tuple[Any, ...]
+    observed: tuple[Array | None, ...]
     group: CacheGroup = field(metadata={"static": True})
     windows: tuple[int | None, ...] = field(metadata={"static": True})
     soft_cap: float | None = field(default=None, metadata={"static": True})
     implementation: Implementation = field(default=None, metadata={"static": True})
     selector: Any = field(default=None, metadata={"static": True})
+    handed: Any = None
 
     def attend(
         self,
@@ -92,23 +101,26 @@ class PagedKV:
 
         What a query sees depends on its position only: every token at or before it (inside the window).
         """
-        layout = self.group.layout
+        layout, observed = self.group.layout, self.observed[layer]
+        if batch.observe is not None:
+            observed = observed.at[batch.observe].set(q)
         pools = layout.write(
             self.pools[layer], rotate(k), v, batch.page_ids, batch.offsets, self.implementation
         )
         q = rotate(q)
         options = dict(window=self.windows[layer], soft_cap=self.soft_cap, implementation=self.implementation)
         decode_count = batch.decode.lengths.shape[0]
-        page_ids, counts = batch.decode.page_list(layout.page_size)
-        logical_ids, bounds = None, self.bounds[layer]
-        if self.selector is not None:
-            bounds = self.selector.seal(bounds, pools, batch.page_ids, batch.offsets, decode_count)
-            page_ids, logical_ids, counts = self.selector.select(
-                q[:decode_count], pools, bounds, page_ids, counts, batch.decode.lengths, batch.policy, options
+        bounds, kept, handed = self.bounds[layer], self.kept[layer], None
+        if self.selector is None:
+            page_ids, counts = batch.decode.page_list(layout.page_size)
+            out = pallas_kernels.paged_decode_attention(
+                q[:decode_count], *pools, page_ids, counts, batch.decode.lengths, **options
             )
-        out = pallas_kernels.paged_decode_attention(
-            q[:decode_count], *pools, page_ids, counts, batch.decode.lengths, logical_ids=logical_ids, **options
-        )
+        else:
+            bounds = self.selector.seal(bounds, pools, batch.page_ids, batch.offsets, decode_count)
+            out, kept, handed = self.selector.read(
+                layer, q[:decode_count], pools, bounds, batch, kept, self.handed, options
+            )
         if batch.prefill is not None:
             rows = batch.prefill
             chunk = pallas_kernels.paged_prefill_attention(
@@ -120,7 +132,7 @@ class PagedKV:
                 **options,
             )
             out = jnp.concatenate([out, chunk])
-        return out, self._with_layer(layer, pools, bounds)
+        return out, self._with_layer(layer, pools, bounds, kept, observed, handed)
 
     def copy_pages(self, source: Int[Array, " C"], target: Int[Array, " C"]) -> PagedKV:
         """Copies whole pages in every layer, ``source[i] -> target[i]``; pairs of page 0 are padding."""
@@ -130,9 +142,42 @@ class PagedKV:
             bounds=tuple(None if b is None else b.at[target].set(b[source]) for b in self.bounds),
         )
 
-    def _with_layer(self, layer: int, pools: Pools, bounds: Array | None) -> PagedKV:
+    def move_tokens(
+        self,
+        layer: int,
+        page_ids: Int[Array, " S"],
+        slots: Int[Array, "K C"],
+        new_pages: Int[Array, " S2"],
+        count: Int[Array, ""],
+    ) -> PagedKV:
+        """Copies the first `count` of the tokens at `slots` of `page_ids`, per KV head, to the head of `new_pages`."""
+        layout, bounds = self.group.layout, self.bounds[layer]
+        pools = layout.move_tokens(self.pools[layer], page_ids, slots, new_pages)
+        if self.selector is not None:
+            sealed = jnp.arange(len(new_pages)) < count // layout.page_size
+            bounds = self.selector.seal_pages(bounds, pools, jnp.where(sealed, new_pages, 0))
+        return self._with_layer(layer, pools, bounds, self.kept[layer], self.observed[layer], self.handed)
+
+    def without_row(self, row: Int[Array, ""]) -> PagedKV:
+        """Forgets what layers kept of a row's earlier steps: another sequence takes it."""
+        return replace(self, kept=tuple(None if kept is None else kept.without(row) for kept in self.kept))
+
+    def end_step(self) -> tuple[PagedKV, Int[Array, "B 2"] | None]:
+        """The state for the next step, and the tiles (a page of one KV head of one layer) that each decode row
+        holds and has read in this one; None without a selector."""
+        return replace(self, handed=None), None if self.handed is None else self.handed.tiles
+
+    def _with_layer(
+        self, layer: int, pools: Pools, bounds: Array | None, kept: Any, observed: Array | None, handed: Any
+    ) -> PagedKV:
+        def put(values: tuple, value: Any) -> tuple:
+            return (*values[:layer], value, *values[layer + 1 :])
+
         return replace(
             self,
-            pools=(*self.pools[:layer], pools, *self.pools[layer + 1 :]),
-            bounds=(*self.bounds[:layer], bounds, *self.bounds[layer + 1 :]),
+            pools=put(self.pools, pools),
+            bounds=put(self.bounds, bounds),
+            kept=put(self.kept, kept),
+            observed=put(self.observed, observed),
+            handed=handed,
         )

@@ -146,7 +146,7 @@ def compare(engine: Any, samples: list[Any]) -> None:
         after = engine.stats()
         read, held = (after[name] - before[name] for name in ("decode_read_bytes", "decode_held_bytes"))
         right = sum(one.turns[0].score(out.outputs[0].text) for one, out in zip(samples, outputs, strict=True))
-        name = SparsityConfig.coerce(policy).select
+        name = SparsityConfig.coerce(policy).kind.name
         rows.append(
             ("dense" if name == "all" else name, f"{right} of {len(samples)} right", f"{100 * read / held:.0f}% read")
         )

@@ -22,7 +22,8 @@ from sparsejax.errors import CapacityError, ConfigError
 from sparsejax.models.config import DecoderConfig
 from sparsejax.models.loader import LoadedModel, load_model
 from sparsejax.models.tokenizer import has_tokenizer, load_tokenizer
-from sparsejax.sparsity.policy import declared
+from sparsejax.sparsity.evictor import Evictor
+from sparsejax.sparsity.policy import SparsityConfig, declared
 from sparsejax.sparsity.selector import Selector
 
 CPU_POOL_LIMIT = 4 << 30
@@ -62,8 +63,11 @@ def build_core(config: EngineConfig, model: LoadedModel | None = None, tokenizer
     num_pages = pages_for(_kv_budget(config, model), one_page, wanted=config.max_num_seqs * width)
     group = dense_group(model.config, config.page_size, model.dtype, num_pages, platform)
     policies = declared(config.sparsity)
-    selector = Selector.of(policies, config.page_size)
-    runner = Runner(model, group, table, width, IMPLEMENTATIONS[config.backend], selector)
+    selector = Selector.of(policies, config.page_size, model.config.num_kv_heads, max_model_len)
+    _check_keeps(policies, model.config)
+    keeps = tuple(policy.keep for policy in policies)
+    evictor = Evictor.of(keeps, model.config, config.page_size, max_model_len)
+    runner = Runner(model, group, table, width, IMPLEMENTATIONS[config.backend], selector, evictor)
     core = EngineCore(
         runner,
         PageAllocator(num_pages),
@@ -78,10 +82,19 @@ def build_core(config: EngineConfig, model: LoadedModel | None = None, tokenizer
         eos_ids=model.config.eos_token_ids,
         tokenizer=tokenizer,
         seed=config.seed,
-        policies=Policies(policies, config.page_size),
+        policies=Policies(policies, selector, model.config.num_layers, max_model_len),
     )
     _warm(runner, config)
     return core
+
+
+def _check_keeps(policies: tuple[SparsityConfig, ...], model: DecoderConfig) -> None:
+    evicting = [policy.keep.name for policy in policies if policy.keep.method != "all"]
+    if evicting and any(model.windows):
+        raise ConfigError(
+            f"sparsity {evicting[0]!r} evicts tokens, but layers of this model see a sliding window, which counts "
+            "tokens that are gone: use a policy that keeps everything, such as 'dense' or 'quest'."
+        )
 
 
 def _warm(runner: Runner, config: EngineConfig) -> None:

@@ -103,12 +103,13 @@ class EngineCore:
         )  # fmt: skip
         self._arrivals += 1
         bad_words = self._compile_bad_words(params)
+        eviction = self._policies.eviction(params, prompt.num_compressed)
         rule = params.structured_outputs
         seed = params.seed if params.seed is not None else mix_seed(self._seed, self._arrivals)
         for index in range(params.n):
             sequence = Sequence(
                 list(prompt.token_ids), max_tokens, (priority, self._arrivals, index),
-                needs_history=bad_words.needs_history or rule is not None,
+                needs_history=bad_words.needs_history or rule is not None, eviction=eviction,
             )  # fmt: skip
             choice = Choice(
                 index,
@@ -120,26 +121,31 @@ class EngineCore:
             tracker.choices.append(choice)
             self._owner[sequence] = (tracker, choice)
             self._bad_words[sequence] = bad_words
-        first, *rest = (choice.sequence for choice in tracker.choices)
-        if rest:
-            self._forks[first] = rest
         self._trackers[request_id] = tracker
+        first, *rest = (choice.sequence for choice in tracker.choices)
         self.scheduler.add(first)
+        if eviction is not None:  # each sample observes its own queries, so each computes the prompt
+            for sequence in rest:
+                self.scheduler.add(sequence)
+        elif rest:
+            self._forks[first] = rest
         self.counters["requests"] += 1
         self.counters["prompt_tokens"] += len(prompt.token_ids)
 
     def check(self, prompt: Prompt, params: SamplingParams) -> None:
         """Raises what `add` would raise for this prompt and these parameters, and queues nothing."""
         params.check_model(self.runner.vocab_size, self._eos_ids, self.max_model_len)
-        self._policies.of(params)
+        self._policies.of(params, len(prompt.token_ids))
         self._compile_bad_words(params)
         if params.structured_outputs is not None:
             self._grammars.compile(params.structured_outputs)
         total = len(prompt.token_ids) + self._room(prompt, params)
         size, capacity = self.scheduler.limits.page_size, self.scheduler.allocator.capacity
-        if -(-total // size) > capacity:
+        eviction = self._policies.eviction(params, prompt.num_compressed)
+        pages = eviction.peak_pages(total, size) if eviction else -(-total // size)
+        if pages > capacity:
             raise CapacityError(
-                f"the request may reach {total} tokens = {-(-total // size)} pages of {size}, but the KV pool has "
+                f"the request may reach {total} tokens = {pages} pages of {size}, but the KV pool has "
                 f"{capacity}: lower max_tokens, shorten the prompt, or raise kv_memory_bytes."
             )
 
@@ -193,7 +199,7 @@ class EngineCore:
             jax.block_until_ready(self._in_flight.outputs)
             self._in_flight = None
 
-    def _dispatch(self, plan: StepPlan) -> _InFlight:
+    def _dispatch(self, plan: StepPlan) -> _InFlight | None:
         now = time.monotonic()
         for sequence in plan.admitted:
             tracker, choice = self._owner[sequence]
@@ -201,7 +207,8 @@ class EngineCore:
                 tracker.metrics.first_scheduled_time = now
                 self.timings.queue.add(now - tracker.metrics.arrival_time)
             policy = self._policies.pack(tracker.params, sequence.num_prompt)
-            self.runner.admit(sequence.row, self._row_values(sequence, tracker, choice), policy)
+            keep = self._policies.pack_keep(tracker.params, sequence.num_prompt, sequence.eviction)
+            self.runner.admit(sequence.row, self._row_values(sequence, tracker, choice), policy, keep)
         self._restrict([sequence for sequence, _ in plan.outputs if sequence.needs_history])
         greedy = not any(
             needs_full_sampler(tracker.params, bool(tracker.stop_ids))
@@ -211,6 +218,9 @@ class EngineCore:
             chunk.start < chunk.sequence.num_prompt and self._wants_prompt_logprobs(chunk.sequence)
             for chunk in plan.chunks
         )
+        if not plan.num_tokens:
+            self.runner.cut_caches(plan)
+            return None
         outputs = self.runner.dispatch(plan, greedy, prompt_logprobs)
         for chunk in plan.chunks:
             self._fork(chunk.sequence)
@@ -219,7 +229,11 @@ class EngineCore:
         self.counters["steps"] += 1
         self.counters["computed_tokens"] += plan.num_tokens
         self.timings.step_tokens.add(plan.num_tokens)
-        self._policies.count_reads(plan, [self._owner[s][0].params for s in plan.decode], self.counters)
+        self.counters["decode_tiles_dense"] += self.runner.decode_tiles(plan, evicted=True)
+        if self._policies.selector is None:
+            tiles = self.runner.decode_tiles(plan)
+            self.counters["decode_tiles_held"] += tiles
+            self.counters["decode_tiles_read"] += tiles
         return _InFlight(plan, outputs)
 
     def _row_values(self, sequence: Sequence, tracker: Tracker, choice: Choice) -> dict:
@@ -256,6 +270,9 @@ class EngineCore:
 
     def _collect(self, step: _InFlight) -> list[RequestOutput]:
         results = self.runner.read(step.outputs)
+        if results.tiles is not None:
+            for name, tiles in zip(("held", "read"), results.tiles.sum((0, 1)).tolist(), strict=True):
+                self.counters[f"decode_tiles_{name}"] += tiles
         touched: dict[Tracker, None] = {}
         if results.prompt is not None:
             self._collect_prompt(step.plan, results.prompt)

@@ -1,57 +1,86 @@
-"""Which policy a request runs under, out of those its engine declared, and what that reads."""
+"""Which policy a request runs under, out of those its engine declared."""
 
 from __future__ import annotations
-
-from collections import Counter
 
 import numpy as np
 
 from sparsejax.engine.params import SamplingParams
-from sparsejax.engine.scheduler import StepPlan
 from sparsejax.errors import ConfigError, RequestError
+from sparsejax.sparsity.eviction import Eviction
+from sparsejax.sparsity.keep_rows import pack_keep
+from sparsejax.sparsity.kinds import ALL
 from sparsejax.sparsity.policy import SparsityConfig
 from sparsejax.sparsity.rows import pack_policy
+from sparsejax.sparsity.selector import Selector
 
 
 class Policies:
     """The policies of one engine. The first is the default; reading everything is always allowed."""
 
-    def __init__(self, declared: tuple[SparsityConfig, ...], page_size: int):
+    def __init__(
+        self, declared: tuple[SparsityConfig, ...], selector: Selector | None, num_layers: int, max_model_len: int
+    ):
         self.default = declared[0]
-        self.page_size = page_size
-        self._selects = {policy.select for policy in declared} | {"all"}
-        self._active = self._selects != {"all"}
+        self.selector = selector
+        self.num_layers = num_layers
+        for policy in declared:
+            policy.layer_roles(num_layers)
+        evicting = [policy.keep for policy in declared if policy.keep.method != "all"]
+        self._methods = list(dict.fromkeys(keep.compiled for keep in evicting))  # in the order of `Evictor.methods`
+        self._most_kept = max((keep.kept(max_model_len) for keep in evicting), default=0)
 
-    def of(self, params: SamplingParams) -> SparsityConfig:
+    def of(self, params: SamplingParams, num_prompt: int) -> SparsityConfig:
         """The policy of a request.
 
         Raises:
-            RequestError: it is no policy, or the engine has not declared its select.
+            RequestError: it is no policy, or what the engine has declared does not serve it.
         """
         if params.sparsity is None:
             return self.default
         try:
             policy = SparsityConfig.coerce(params.sparsity)
+            policy.layer_roles(self.num_layers)
         except ConfigError as error:
             raise RequestError(str(error), parameter="sparsity", value=params.sparsity) from error
-        if policy.select not in self._selects:
+        lacks = self._lacks(policy, num_prompt)
+        if lacks is not None:
             raise RequestError(
-                f"this engine serves the selects {', '.join(sorted(self._selects))}, not {policy.select!r}: "
-                "declare it when the engine starts, for example sparsity=['dense', 'quest'].",
+                f"this engine serves {lacks}: declare what requests may choose when the engine starts, for example "
+                "sparsity=['dense', 'quest', 'snapkv'].",
                 parameter="sparsity",
                 value=params.sparsity,
             )
         return policy
 
+    def _lacks(self, policy: SparsityConfig, num_prompt: int) -> str | None:
+        """What the engine serves where `policy` asks for more; None if it serves it."""
+        keep, eviction = policy.keep, policy.keep.eviction(num_prompt)
+        if keep.method != "all" and keep.compiled not in self._methods:
+            offered = ", ".join(f"{method} (window={window}, pool={pool})" for method, window, pool in self._methods)
+            asked = f"{keep.name} (window={keep.window}, pool={keep.pool})"
+            return f"{f'eviction by {offered}' if offered else 'no eviction'}, not by {asked}"
+        if eviction and eviction.kept > self._most_kept:
+            return f"eviction down to at most {self._most_kept} tokens, not {eviction.kept}"
+        if policy.kind is ALL:
+            return None
+        return "only 'all'" if self.selector is None else self.selector.lacks(policy, num_prompt)
+
+    def eviction(self, params: SamplingParams, num_prompt: int) -> Eviction | None:
+        """When a request with this prompt evicts, and what stays; None if it never does."""
+        return self.of(params, num_prompt).keep.eviction(num_prompt)
+
+    def pack_keep(
+        self, params: SamplingParams, num_prompt: int, eviction: Eviction | None
+    ) -> dict[str, np.ndarray] | None:
+        """The request's row of the device's evictions; None where no request evicts."""
+        if not self._methods:
+            return None
+        keep = self.of(params, num_prompt).keep
+        return pack_keep(keep, self._methods.index(keep.compiled) if eviction else 0, eviction)
+
     def pack(self, params: SamplingParams, num_prompt: int) -> dict[str, np.ndarray] | None:
         """The request's row of the device's policies; None where the engine only reads everything."""
-        return pack_policy(self.of(params), num_prompt, self.page_size) if self._active else None
-
-    def count_reads(self, plan: StepPlan, params: list[SamplingParams], counters: Counter[str]) -> None:
-        """Adds the pages that the decode rows of a step hold, and those that it reads, per layer and KV head."""
-        for sequence, its in zip(plan.decode, params, strict=True):
-            pages = self.of(its).page_counts(sequence.num_prompt, self.page_size)
-            for step in range(plan.num_steps):
-                listed = -(-(sequence.num_computed - step) // self.page_size)
-                counters["decode_pages_held"] += listed
-                counters["decode_pages_read"] += pages.read(listed)
+        if self.selector is None:
+            return None
+        policy = self.of(params, num_prompt)
+        return pack_policy(policy, num_prompt, self.selector.page_size, self.selector.selects, self.num_layers)

@@ -3,19 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from sparsejax.engine.params import SamplingParams
+from sparsejax.engine.validate import check_int
 from sparsejax.errors import RequestError
 
 
 @dataclass(frozen=True)
 class Prompt:
+    """Attributes:
+    text: as it was given; None for token ids.
+    compress_at: leading tokens after which the policy compresses the cache, before the rest of the prompt is read;
+        None is the whole prompt.
+    """
+
     text: str | None
     token_ids: list[int]
+    compress_at: int | None = None
+
+    @property
+    def num_compressed(self) -> int:
+        """Tokens after which the policy compresses the cache."""
+        return self.compress_at or len(self.token_ids)
 
 
 def split_prompts(prompts: Any) -> list[Any]:
@@ -35,14 +48,16 @@ def read_prompt(prompt: Any, tokenizer: Any, vocab_size: int) -> Prompt:
     """The token ids of one prompt.
 
     Raises:
-        RequestError: it is empty, of a wrong type, has ids outside the vocabulary, or is text without a
-            tokenizer to read it.
+        RequestError: it is empty, of a wrong type, has ids outside the vocabulary, is text without a tokenizer to
+            read it, or is to be compressed at a place outside of it.
     """
     if isinstance(prompt, Mapping):
         if "prompt_token_ids" in prompt:
-            return Prompt(prompt.get("prompt"), _check_ids(prompt["prompt_token_ids"], vocab_size))
+            read = Prompt(prompt.get("prompt"), _check_ids(prompt["prompt_token_ids"], vocab_size))
+            return _with_compress_at(read, prompt.get("compress_at"))
         if "prompt" in prompt:
-            return read_prompt(prompt["prompt"], tokenizer, vocab_size)
+            read = read_prompt(prompt["prompt"], tokenizer, vocab_size)
+            return _with_compress_at(read, prompt.get("compress_at"))
         raise RequestError(
             f"a prompt mapping has the keys {sorted(map(str, prompt))}; give 'prompt' or 'prompt_token_ids'.",
             parameter="prompt",
@@ -65,6 +80,14 @@ def read_prompt(prompt: Any, tokenizer: Any, vocab_size: int) -> Prompt:
     if isinstance(prompt, (list, tuple, np.ndarray)):
         return Prompt(None, _check_ids(prompt, vocab_size))
     raise _wrong_type(prompt)
+
+
+def _with_compress_at(prompt: Prompt, compress_at: Any) -> Prompt:
+    if compress_at is None:
+        return prompt
+    length = len(prompt.token_ids)
+    allowed = f"a whole number from 1 to the {length} tokens of the prompt"
+    return replace(prompt, compress_at=check_int("compress_at", compress_at, 1, length, allowed))
 
 
 def check_length(num_prompt: int, params: SamplingParams, max_model_len: int) -> int:

@@ -14,12 +14,13 @@ from sparsejax.cache.group import CacheGroup
 from sparsejax.engine.compile import Programs, abstract
 from sparsejax.engine.rows import mask_words, neutral_row, stack_rows
 from sparsejax.engine.sampler import SamplingRows
-from sparsejax.engine.scheduler import StepPlan
+from sparsejax.engine.scheduler import Cut, StepPlan
 from sparsejax.engine.state import DeviceState, initial_state, state_bytes
-from sparsejax.engine.step import StepKey, StepShape
+from sparsejax.engine.step import StepKey, StepOutputs, StepShape
 from sparsejax.engine.table import StepTable
 from sparsejax.models.decoder import Decoder
 from sparsejax.models.loader import LoadedModel
+from sparsejax.sparsity.evictor import Evictor
 from sparsejax.sparsity.selector import Selector
 
 COPY_PAIRS = 16
@@ -32,10 +33,12 @@ class Results:
     Attributes:
         sampled: int32 ``[steps, rows, W]`` in the order of ``plan.outputs``; columns as in `step`.
         prompt: int32 ``[chunk tokens, W]`` when prompt log-probabilities were asked for.
+        tiles: int32 ``[steps, rows, 2]``, see `StepOutputs`.
     """
 
     sampled: np.ndarray
     prompt: np.ndarray | None
+    tiles: np.ndarray | None = None
 
 
 class Runner:
@@ -49,8 +52,10 @@ class Runner:
         table_width: int,
         implementation: Implementation,
         selector: Selector | None = None,
+        evictor: Evictor | None = None,
     ):
         self.params = model.params
+        self.evictor = evictor
         self.table = table
         decoder = Decoder(model.config, model.dtype)
         self.spare_row = table.max_rows
@@ -66,6 +71,7 @@ class Runner:
             sampling=_neutral_rows(self.vocab_size, num_rows),
             implementation=implementation,
             selector=selector,
+            evictor=evictor,
         )
         self._table_mirror = np.zeros((table.max_rows + 1, table_width), np.int32)
         self.programs = Programs()
@@ -83,13 +89,19 @@ class Runner:
         self._copy_program()
         self._bias_program()
         self._allowed_program()
+        if self.evictor is not None:
+            self._cut_program()
         self.programs.num_warm = self.programs.num_compiles
 
     def admit(
-        self, row: int, values: dict[str, np.ndarray], policy: dict[str, np.ndarray] | None
+        self,
+        row: int,
+        values: dict[str, np.ndarray],
+        policy: dict[str, np.ndarray] | None,
+        keep: dict[str, np.ndarray] | None,
     ) -> None:
-        """Sets the sampling state and the policy of `row` for the sequence that takes it."""
-        self.state = self._admit_program()(self.state, np.int32(row), values, policy)
+        """Sets the sampling state and the policies of `row` for the sequence that takes it."""
+        self.state = self._admit_program()(self.state, np.int32(row), values, policy, keep)
 
     def set_bias(self, row: int, ids: np.ndarray, values: np.ndarray) -> None:
         """Replaces the logit biases of `row` (bans that depend on what was generated)."""
@@ -105,8 +117,9 @@ class Runner:
 
     def dispatch(
         self, plan: StepPlan, greedy: bool, prompt_logprobs: bool
-    ) -> tuple[jax.Array, jax.Array | None]:
+    ) -> StepOutputs:
         """Starts one step and returns its results as device arrays, still being computed."""
+        self._evict(plan.evictions)
         self._copy_pages(plan.copies)
         if plan.chunks:
             key = self.table.mixed(sum(chunk.count for chunk in plan.chunks), greedy, prompt_logprobs)
@@ -122,10 +135,18 @@ class Runner:
             array.copy_to_host_async()
         return outputs
 
-    def read(self, outputs: tuple[jax.Array, jax.Array | None]) -> Results:
+    def read(self, outputs: StepOutputs) -> Results:
         """Waits for the results of a dispatched step."""
-        sampled, prompt = outputs
-        return Results(np.asarray(sampled), None if prompt is None else np.asarray(prompt))
+        sampled, tiles, prompt = jax.tree.map(np.asarray, outputs)
+        return Results(sampled, prompt, tiles)
+
+    def decode_tiles(self, plan: StepPlan, evicted: bool = False) -> int:
+        """Tiles (a page of one KV head of one layer) that the decode rows of a step hold, once it is planned; with
+        `evicted` as many as they would hold if nothing had left."""
+        size, group = self.shape.page_size, self.state.kv.group
+        lengths = (s.num_computed - (0 if evicted else s.shift) for s in plan.decode)
+        pages = sum(-(-(length - step) // size) for length in lengths for step in range(plan.num_steps))
+        return pages * group.page_tiles
 
     def _fill_entries(self, plan: StepPlan, fields: dict[str, np.ndarray]) -> None:
         fields["entry_rows"][:] = self.spare_row
@@ -149,6 +170,7 @@ class Runner:
             fields["rows"][slot] = sequence.row
             fields["tokens"][slot] = sequence.tokens[at]
             fields["positions"][slot] = at
+            fields["shifts"][slot] = sequence.shift
         for slot, (sequence, at) in enumerate(plan.outputs):
             fields["steps"][slot] = at - sequence.num_prompt
 
@@ -165,6 +187,7 @@ class Runner:
             fields["chunk_tokens"][start:stop] = tokens[chunk.start : chunk.start + chunk.count]
             fields["chunk_rows"][slot] = chunk.sequence.row
             fields["chunk_starts"][slot] = chunk.start
+            fields["chunk_shifts"][slot] = chunk.sequence.shift
             starts[slot + 1 :] = stop
             if chunk.samples:
                 fields["sample_rows"][count] = chunk.sequence.row
@@ -174,6 +197,20 @@ class Runner:
                 known = tokens[chunk.start + 1 : chunk.start + 1 + chunk.count]
                 fields["next_tokens"][start : start + len(known)] = np.maximum(known, 0)
             start = stop
+
+    def cut_caches(self, plan: StepPlan) -> None:
+        """Carries out the evictions of a plan that computes nothing."""
+        self._evict(plan.evictions)
+        for (row, index), page in plan.entries.items():
+            self._table_mirror[row, index] = page
+        self.state = self.state.with_tables(jnp.asarray(self._table_mirror))
+
+    def _evict(self, cuts: list[Cut]) -> None:
+        for cut in cuts:
+            new_pages = np.zeros(self.evictor.capacity, np.int32)
+            new_pages[: len(cut.new_pages)] = cut.new_pages
+            numbers = (np.int32(n) for n in (cut.row, cut.length, cut.kept, cut.at))
+            self.state = self._cut_program()(self.state, *numbers, new_pages)
 
     def _copy_pages(self, copies: list[tuple[int, int]]) -> None:
         for start in range(0, len(copies), COPY_PAIRS):
@@ -196,10 +233,21 @@ class Runner:
                     return None
                 return {name: jax.ShapeDtypeStruct(a.shape[1:], a.dtype) for name, a in vars(state).items()}
 
-            rows = row_of(self.state.sampling), row_of(self.state.policy)
+            rows = (row_of(part) for part in (self.state.sampling, self.state.policy, self.state.keep))
             return DeviceState.admit, (abstract(self.state), jax.ShapeDtypeStruct((), jnp.int32), *rows)
 
         return self.programs.get("admit", build)
+
+    def _cut_program(self) -> jax.stages.Compiled:
+        def build():
+            def cut(state: DeviceState, *args: Any) -> DeviceState:
+                return state.cut(self.evictor, *args)
+
+            number = jax.ShapeDtypeStruct((), jnp.int32)
+            pages = jax.ShapeDtypeStruct((self.evictor.capacity,), jnp.int32)
+            return cut, (abstract(self.state), number, number, number, number, pages)
+
+        return self.programs.get("cut", build)
 
     def _copy_program(self) -> jax.stages.Compiled:
         def build():

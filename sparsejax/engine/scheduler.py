@@ -37,6 +37,20 @@ class Chunk:
     samples: bool
 
 
+@dataclass(frozen=True)
+class Cut:
+    """The cache of the sequence in `row` is cut: of its `length` tokens `kept` move to `new_pages`.
+
+    `at` of its tokens are computed, evicted ones included.
+    """
+
+    row: int
+    length: int
+    kept: int
+    at: int
+    new_pages: list[int]
+
+
 @dataclass
 class StepPlan:
     """What one device call computes.
@@ -46,6 +60,7 @@ class StepPlan:
         chunks: prefill work, empty for a pure decode step.
         num_steps: decode steps of the call; above 1 only when `chunks` is empty.
         admitted: sequences that took a row for this step and whose row state must be set first.
+        evictions: caches to cut before the copies and the step.
         copies: page pairs ``(source, target)`` to copy before the step.
         entries: new page-table entries, ``(row, logical index) -> page``.
         outputs: ``(sequence, index into its tokens)`` of the first token each sampling row produces, decode
@@ -56,6 +71,7 @@ class StepPlan:
     chunks: list[Chunk] = field(default_factory=list)
     num_steps: int = 1
     admitted: list[Sequence] = field(default_factory=list)
+    evictions: list[Cut] = field(default_factory=list)
     copies: list[tuple[int, int]] = field(default_factory=list)
     entries: dict[tuple[int, int], int] = field(default_factory=dict)
     outputs: list[tuple[Sequence, int]] = field(default_factory=list)
@@ -112,13 +128,31 @@ class Scheduler:
     def schedule(self) -> StepPlan | None:
         """Plans the next step. None: nothing to do until results of dispatched steps come in."""
         plan = StepPlan()
-        if self._plan_running(plan):
+        if self._plan_evictions(plan) and self._plan_running(plan):
             self._admit(plan)
-        if not plan.decode and not plan.chunks:
+        if not plan.decode and not plan.chunks and not plan.evictions:
             return None
         plan.num_steps = self._decode_steps(plan)
         self._commit(plan)
         return plan
+
+    def _plan_evictions(self, plan: StepPlan) -> bool:
+        """Cuts the caches that are due, in order; False if pages ran out.
+
+        What stays moves to new pages; the old ones are free at once.
+        """
+        for sequence in list(self.running):
+            if not sequence.must_evict or sequence.num_remaining <= 0 or sequence.status is not Status.RUNNING:
+                continue  # not due, at its end, or preempted for an earlier one just now
+            kept, length = sequence.eviction.kept, sequence.num_computed - sequence.shift
+            if not self._free_up(_pages(kept, self.limits.page_size), sequence):
+                return False
+            old, sequence.pages = sequence.pages, self.allocator.allocate(_pages(kept, self.limits.page_size))
+            self.allocator.release(old)
+            plan.evictions.append(Cut(sequence.row, length, kept, sequence.num_computed, sequence.pages[:]))
+            plan.entries.update({(sequence.row, index): page for index, page in enumerate(sequence.pages)})
+            sequence.evicted()
+        return True
 
     def _plan_running(self, plan: StepPlan) -> bool:
         """Adds the running sequences in order; False if pages ran out, so that nobody may be admitted."""
@@ -127,7 +161,7 @@ class Scheduler:
         for sequence in ready:
             if sequence.status is not Status.RUNNING:
                 continue  # preempted for an earlier one just now
-            count = min(sequence.num_uncomputed, max(budget, 1))
+            count = sequence.most_computable(min(sequence.num_uncomputed, max(budget, 1)))
             if sequence.num_uncomputed > 1 and budget <= 0:
                 continue
             if not self._reserve(sequence, sequence.num_computed + count, plan):
@@ -148,9 +182,9 @@ class Scheduler:
                 return
             del self.waiting[0]
             self._start(sequence, plan)
-            count = min(sequence.num_uncomputed, budget)
+            count = sequence.most_computable(min(sequence.num_uncomputed, budget))
             # Cannot fail: `_room_for` counted these pages.
-            self._reserve(sequence, len(sequence.tokens), plan)
+            self._reserve(sequence, sequence.most_computable(len(sequence.tokens)), plan)
             if sequence.num_uncomputed == 1:
                 plan.decode.append(sequence)
             else:
@@ -167,7 +201,7 @@ class Scheduler:
     def _room_for(self, sequence: Sequence) -> bool:
         """Whether every known token of `sequence` finds a page, with one page left for each running one, so
         that a sequence is not admitted only to be preempted by its neighbours' next tokens."""
-        wanted = _pages(len(sequence.tokens), self.limits.page_size) - len(sequence.pages)
+        wanted = sequence.peak_pages(len(sequence.tokens), self.limits.page_size) - len(sequence.pages)
         wanted += sum(map(self.allocator.is_shared, sequence.pages[self._first_page(sequence) :]))
         while wanted + len(self.running) > self.allocator.num_free:
             if self.running or not self._reclaim_waiting(after=sequence):
@@ -185,7 +219,7 @@ class Scheduler:
             shared = [
                 i for i in range(first, len(sequence.pages)) if self.allocator.is_shared(sequence.pages[i])
             ]
-            missing = _pages(num_tokens, self.limits.page_size) - len(sequence.pages)
+            missing = _pages(num_tokens - sequence.shift, self.limits.page_size) - len(sequence.pages)
             if len(shared) + max(missing, 0) <= self.allocator.num_free:
                 break
             if not self._reclaim_waiting() and not self._preempt_after(sequence):
@@ -199,6 +233,13 @@ class Scheduler:
         for page in self.allocator.allocate(max(missing, 0)):
             plan.entries[sequence.row, len(sequence.pages)] = page
             sequence.pages.append(page)
+        return True
+
+    def _free_up(self, count: int, sequence: Sequence) -> bool:
+        """Takes pages from later sequences until `count` are free. False if `sequence` had to give up."""
+        while count > self.allocator.num_free:
+            if not self._reclaim_waiting() and not self._preempt_after(sequence):
+                return False
         return True
 
     def _reclaim_waiting(self, after: Sequence | None = None) -> bool:
@@ -217,7 +258,7 @@ class Scheduler:
             return False
         self.running.remove(victim)
         self._release(victim)
-        victim.num_computed = 0
+        victim.restart()
         self.num_preemptions += 1
         self.add(victim)
         return victim is not sequence
@@ -234,10 +275,10 @@ class Scheduler:
         steps = self.limits.num_decode_steps
         if steps == 1 or plan.chunks or plan.admitted or (self.waiting and self._free_rows):
             return 1
-        if any(s.num_remaining < steps or s.needs_history for s in plan.decode):
+        if any(s.num_remaining < steps or s.needs_history or s.most_computable(steps) < steps for s in plan.decode):
             return 1
         size = self.limits.page_size
-        extra = sum(max(0, _pages(s.num_computed + steps, size) - len(s.pages)) for s in plan.decode)
+        extra = sum(max(0, _pages(s.num_computed - s.shift + steps, size) - len(s.pages)) for s in plan.decode)
         if extra > self.allocator.num_free:
             return 1
         for sequence in plan.decode:
@@ -259,7 +300,7 @@ class Scheduler:
         return min(self.limits.max_chunk, self.limits.max_num_batched_tokens - num_decode)
 
     def _first_page(self, sequence: Sequence) -> int:
-        return sequence.num_computed // self.limits.page_size
+        return (sequence.num_computed - sequence.shift) // self.limits.page_size
 
 
 def _chunk(sequence: Sequence, count: int) -> Chunk:

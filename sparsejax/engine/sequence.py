@@ -5,6 +5,8 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass, field
 
+from sparsejax.sparsity.eviction import Eviction
+
 PENDING = -1
 """Stands for an output token that a dispatched step will produce and the host has not read yet."""
 
@@ -27,6 +29,9 @@ class Sequence:
         order: sort key ``(priority, arrival, index)``; smaller runs first.
         num_computed: leading tokens whose keys and values are in pages, or will be once every dispatched
             step has run.
+        eviction: when tokens leave its cache, if ever.
+        evict_at: computed tokens at which the next eviction must run, before anything more is computed.
+        shift: tokens that have left the cache; token t lies in slot ``t - shift`` of its pages.
         pages: page ids by logical index.
         row: the slot of the device state it holds while it runs, or -1.
         needs_history: the host must know every earlier token before it samples the next one.
@@ -36,14 +41,42 @@ class Sequence:
     max_tokens: int
     order: tuple
     needs_history: bool = False
+    eviction: Eviction | None = None
     num_prompt: int = field(init=False)
     num_computed: int = 0
+    evict_at: int | None = field(init=False)
+    shift: int = 0
     pages: list[int] = field(default_factory=list)
     row: int = -1
     status: Status = Status.NEW
 
     def __post_init__(self) -> None:
         self.num_prompt = len(self.tokens)
+        self.restart()
+
+    def restart(self) -> None:
+        """Nothing of it is in the cache (any more)."""
+        self.num_computed, self.shift = 0, 0
+        self.evict_at = self.eviction and self.eviction.at
+
+    def evicted(self) -> None:
+        """The eviction that was due has run."""
+        self.shift = self.num_computed - self.eviction.kept
+        interval = self.eviction.interval
+        self.evict_at = self.num_computed + interval if interval else None
+
+    @property
+    def must_evict(self) -> bool:
+        """Whether an eviction has to run before it computes more."""
+        return self.num_computed == self.evict_at
+
+    def most_computable(self, count: int) -> int:
+        """How many of the next `count` tokens may be computed before the next eviction."""
+        return count if self.evict_at is None else min(count, self.evict_at - self.num_computed)
+
+    def peak_pages(self, num_tokens: int, page_size: int) -> int:
+        """Most pages it holds at once until `num_tokens` are computed from the start."""
+        return self.eviction.peak_pages(num_tokens, page_size) if self.eviction else -(-num_tokens // page_size)
 
     @property
     def num_outputs(self) -> int:

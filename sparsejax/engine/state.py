@@ -13,6 +13,8 @@ from sparsejax.cache.group import CacheGroup
 from sparsejax.cache.paged import PagedKV
 from sparsejax.engine.sampler import SamplingRows
 from sparsejax.models.config import DecoderConfig
+from sparsejax.sparsity.evictor import Evictor
+from sparsejax.sparsity.keep_rows import KeepRows
 from sparsejax.sparsity.rows import PolicyRows
 from sparsejax.sparsity.selector import Selector
 
@@ -27,6 +29,7 @@ class DeviceState:
         last_tokens: the newest token of each row, the next decode step's input.
         sampling: sampling parameters and output counts of each row; its ``step`` is filled in by the step.
         policy: what each row reads of its pages; None where every row reads all.
+        keep: what each row evicts and observes for it; None where no row evicts.
     """
 
     kv: PagedKV
@@ -34,6 +37,7 @@ class DeviceState:
     last_tokens: Int[Array, " B"]
     sampling: SamplingRows
     policy: PolicyRows | None
+    keep: KeepRows | None
 
     def with_entries(
         self, rows: Int[Array, " U"], indices: Int[Array, " U"], pages: Int[Array, " U"]
@@ -42,15 +46,28 @@ class DeviceState:
         return replace(self, tables=self.tables.at[rows, indices].set(pages))
 
     def admit(
-        self, row: Int[Array, ""], values: dict[str, Array], policy: dict[str, Array] | None
+        self,
+        row: Int[Array, ""],
+        values: dict[str, Array],
+        policy: dict[str, Array] | None,
+        keep: dict[str, Array] | None,
     ) -> DeviceState:
-        """Sets the sampling state and the policy of one row: fields without the row axis."""
+        """Sets the sampling state and the policies of one row: fields without the row axis."""
         rows = {name: getattr(self.sampling, name).at[row].set(value) for name, value in values.items()}
         return replace(
             self,
+            kv=self.kv.without_row(row),
             sampling=replace(self.sampling, **rows),
             policy=None if self.policy is None else self.policy.with_row(row, policy),
+            keep=None if self.keep is None else self.keep.with_row(row, keep),
         )
+
+    def cut(
+        self, evictor: Evictor, row: Array, length: Array, kept: Array, at: Array, new_pages: Int[Array, " C"]
+    ) -> DeviceState:
+        """Cuts the cache of one row, whose table still lists its old pages; see `Evictor.evict`."""
+        kv = evictor.evict(self.kv, self.keep, row, self.tables[row], length, kept, at, new_pages)
+        return replace(self, kv=kv.without_row(row))
 
     def with_tables(self, tables: Int[Array, "B S"]) -> DeviceState:
         return replace(self, tables=tables)
@@ -85,17 +102,25 @@ def initial_state(
     sampling: SamplingRows,
     implementation: Implementation,
     selector: Selector | None = None,
+    evictor: Evictor | None = None,
 ) -> DeviceState:
     """Zeroed pools and tables for `num_rows` rows plus the spare one; `sampling` has that many rows already."""
     pools = tuple(group.layout.zeros() for _ in group.layers)
     bounds = tuple(None if selector is None else selector.initial_bounds(group.layout) for _ in group.layers)
-    kv = PagedKV(pools, bounds, group, config.windows, config.attn_soft_cap, implementation, selector)
+    observed = tuple(
+        None if evictor is None else evictor.observed(num_rows + 1, group.layout.dtype) for _ in group.layers
+    )
+    kept = tuple(None if selector is None else selector.initial_lists(num_rows + 1) for _ in group.layers)
+    kv = PagedKV(
+        pools, bounds, kept, observed, group, config.windows, config.attn_soft_cap, implementation, selector
+    )
     return DeviceState(
         kv,
         tables=jnp.zeros((num_rows + 1, table_width), jnp.int32),
         last_tokens=jnp.zeros(num_rows + 1, jnp.int32),
         sampling=sampling,
-        policy=None if selector is None else PolicyRows.neutral(num_rows + 1),
+        policy=None if selector is None else PolicyRows.neutral(num_rows + 1, config.num_layers),
+        keep=None if evictor is None else KeepRows.neutral(num_rows + 1),
     )
 
 
@@ -108,6 +133,7 @@ def state_bytes(state: DeviceState) -> dict[str, int]:
     return {
         "kv_pages": total(state.kv.pools),
         "page_bounds": total(state.kv.bounds),
+        "observed_queries": total(state.kv.observed),
         "page_tables": total(state.tables),
-        "sampling_rows": total((state.last_tokens, state.sampling, state.policy)),
+        "sampling_rows": total((state.last_tokens, state.sampling, state.policy, state.keep, state.kv.kept)),
     }

@@ -9,7 +9,9 @@ def engine_stats(core: EngineCore) -> dict[str, int | float]:
     """Live pages and bytes, queue lengths and totals since start."""
     scheduler, runner = core.scheduler, core.runner
     allocator = scheduler.allocator
-    page_bytes = runner.state.kv.group.page_bytes
+    group = runner.state.kv.group
+    page_bytes = group.page_bytes
+    tile_bytes = page_bytes // group.page_tiles
     return {
         "num_running": len(scheduler.running),
         "num_waiting": len(scheduler.waiting),
@@ -20,8 +22,9 @@ def engine_stats(core: EngineCore) -> dict[str, int | float]:
         "generation_tokens": core.counters["generation_tokens"],
         "computed_tokens": core.counters["computed_tokens"],
         "steps": core.counters["steps"],
-        "decode_held_bytes": core.counters["decode_pages_held"] * page_bytes,
-        "decode_read_bytes": core.counters["decode_pages_read"] * page_bytes,
+        "decode_dense_bytes": core.counters["decode_tiles_dense"] * tile_bytes,
+        "decode_held_bytes": core.counters["decode_tiles_held"] * tile_bytes,
+        "decode_read_bytes": core.counters["decode_tiles_read"] * tile_bytes,
         "kv_live_pages": allocator.num_live,
         "kv_free_pages": allocator.num_free,
         "kv_live_bytes": allocator.num_live * page_bytes,

@@ -7,7 +7,7 @@ the prefill chunks. Both end in the sampler, so logits never leave the device.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -44,6 +44,21 @@ class StepKey:
     prompt_logprobs: bool = False
 
 
+class StepOutputs(NamedTuple):
+    """What a step program computes besides the state.
+
+    Attributes:
+        sampled: int32 ``[steps, rows, W]``: token, log-probability bits, and what the full sampler adds.
+        tiles: int32 ``[steps, decode rows, 2]``: tiles (a page of one KV head of one layer) that each row holds
+            and that its attention read; None where every row reads all.
+        prompt: int32 ``[chunk tokens, W]`` when prompt log-probabilities are asked for.
+    """
+
+    sampled: Array
+    tiles: Array | None
+    prompt: Array | None = None
+
+
 @dataclass(frozen=True)
 class StepShape:
     """Static facts every step program shares.
@@ -68,6 +83,7 @@ class StepShape:
             ("rows", rows),
             ("tokens", rows),
             ("positions", rows),
+            ("shifts", rows),
             ("steps", rows),
         ]
         if key.chunk:
@@ -76,6 +92,7 @@ class StepShape:
                 ("chunk_tokens", chunk),
                 ("chunk_rows", rows),
                 ("chunk_starts", rows),
+                ("chunk_shifts", rows),
                 ("query_starts", (key.rows + 1,)),
                 ("sample_rows", rows),
                 ("sample_index", rows),
@@ -102,32 +119,35 @@ class StepShape:
             state, tokens, live = carry
             positions = jnp.where(live, fields["positions"] + i, 0)
             steps = fields["steps"] + i
-            batch = self._decode_batch(state, rows, tokens, positions, live)
+            batch = self._decode_batch(state, rows, tokens, positions, fields["shifts"], live)
             hidden, kv = self.decoder.apply({"params": params}, batch, state.kv)
+            kv, tiles = kv.end_step()
             state, sampled = self._sample(key, replace(state, kv=kv), params, hidden, rows, steps)
             stopped = jnp.any(sampled.token[:, None] == stop_ids, axis=1)
-            return (state, sampled.token, live & ~stopped), _outputs(key, sampled)
+            return (state, sampled.token, live & ~stopped), (_outputs(key, sampled), tiles)
 
         carry = (state, self._inputs(state, fields), rows != self.spare_row)
         if key.num_steps == 1:
             (state, _, _), outputs = body(carry, 0)
-            return state, (outputs[None], None)
+            return state, StepOutputs(*jax.tree.map(lambda output: output[None], outputs))
         (state, _, _), outputs = lax.scan(body, carry, jnp.arange(key.num_steps, dtype=jnp.int32))
-        return state, (outputs, None)
+        return state, StepOutputs(*outputs)
 
     def _mixed(self, key: StepKey, state: DeviceState, params: Any, fields: dict[str, Array]):
         rows, starts = fields["rows"], fields["query_starts"]
         decode = self._decode_batch(
-            state, rows, self._inputs(state, fields), fields["positions"], rows != self.spare_row
+            state, rows, self._inputs(state, fields), fields["positions"], fields["shifts"], rows != self.spare_row
         )
         index = jnp.arange(key.chunk, dtype=jnp.int32)
         owner = jnp.searchsorted(starts, index, side="right").astype(jnp.int32) - 1
         owner = jnp.minimum(owner, key.rows - 1)
-        positions = jnp.where(index < starts[-1], fields["chunk_starts"][owner] + index - starts[owner], 0)
+        live = index < starts[-1]
+        positions = jnp.where(live, fields["chunk_starts"][owner] + index - starts[owner], 0)
         tables = state.tables[fields["chunk_rows"]]
-        pages, offsets = self._slots(tables[owner], positions, index < starts[-1])
+        pages, offsets = self._slots(tables[owner], positions - fields["chunk_shifts"][owner], live)
         counts = starts[1:] - starts[:-1]
-        lengths = jnp.where(counts > 0, fields["chunk_starts"] + counts, 0)
+        lengths = jnp.where(counts > 0, fields["chunk_starts"] - fields["chunk_shifts"] + counts, 0)
+        observe = self._observe(state, fields["chunk_rows"][owner], positions, live)
         batch = StepBatch(
             tokens=jnp.concatenate([decode.tokens, fields["chunk_tokens"]]),
             positions=jnp.concatenate([decode.positions, positions]),
@@ -135,9 +155,12 @@ class StepShape:
             offsets=jnp.concatenate([decode.offsets, offsets]),
             decode=decode.decode,
             prefill=Rows(tables, lengths, starts),
+            rows=rows,
             policy=decode.policy,
+            observe=jax.tree.map(lambda *parts: jnp.concatenate(parts), decode.observe, observe),
         )
         hidden, kv = self.decoder.apply({"params": params}, batch, state.kv)
+        kv, tiles = kv.end_step()
         state, sampled = self._sample(
             key,
             replace(state, kv=kv),
@@ -149,23 +172,33 @@ class StepShape:
         prompt = None
         if key.prompt_logprobs:
             prompt = self._prompt_logprobs(params, hidden[key.rows :], fields["next_tokens"])
-        return state, (_outputs(key, sampled)[None], prompt)
+        return state, StepOutputs(_outputs(key, sampled)[None], None if tiles is None else tiles[None], prompt)
 
     def _inputs(self, state: DeviceState, fields: dict[str, Array]) -> Int[Array, " B"]:
         """The host's token where it knows it, the row's newest one on the device where it does not."""
         return jnp.where(fields["tokens"] >= 0, fields["tokens"], state.last_tokens[fields["rows"]])
 
-    def _decode_batch(self, state: DeviceState, rows, tokens, positions, live) -> StepBatch:
+    def _decode_batch(self, state: DeviceState, rows, tokens, positions, shifts, live) -> StepBatch:
         tables = state.tables[rows]
-        pages, offsets = self._slots(tables, positions, live)
-        lengths = jnp.where(live, positions + 1, 0)
+        pages, offsets = self._slots(tables, positions - shifts, live)
+        lengths = jnp.where(live, positions - shifts + 1, 0)
         policy = None if state.policy is None else state.policy.at(rows)
-        return StepBatch(tokens, positions, pages, offsets, Rows(tables, lengths), policy=policy)
+        observe = self._observe(state, rows, positions, live)
+        return StepBatch(
+            tokens, positions, pages, offsets, Rows(tables, lengths), rows=rows, policy=policy, observe=observe
+        )
 
-    def _slots(self, tables: Int[Array, "T S"], positions: Int[Array, " T"], live) -> tuple[Array, Array]:
-        """Page and offset of each token; padding goes to the dump page."""
-        pages = jnp.take_along_axis(tables, (positions // self.page_size)[:, None], axis=1)[:, 0]
-        return jnp.where(live, pages, 0), positions % self.page_size
+    def _slots(self, tables: Int[Array, "T S"], slots: Int[Array, " T"], live) -> tuple[Array, Array]:
+        """Page and offset of the slot of each token; padding goes to the dump page."""
+        slots = jnp.where(live, slots, 0)
+        pages = jnp.take_along_axis(tables, (slots // self.page_size)[:, None], axis=1)[:, 0]
+        return jnp.where(live, pages, 0), slots % self.page_size
+
+    def _observe(self, state: DeviceState, rows, positions, live) -> tuple[Array, Array] | None:
+        """Where the query of each token is stored for an eviction to come."""
+        if state.keep is None:
+            return None
+        return state.keep.slots(rows, positions, live, state.kv.observed[0].shape[1])
 
     def _sample(
         self, key: StepKey, state: DeviceState, params: Any, hidden: Float[Array, "B E"], rows, steps

@@ -1,4 +1,4 @@
-"""A picture of accuracy against KV bytes read; needs matplotlib (the ``plot`` extra)."""
+"""A picture of accuracy against KV bytes; needs matplotlib (the ``plot`` extra)."""
 
 from __future__ import annotations
 
@@ -26,32 +26,35 @@ def load_pyplot() -> Any:
     return pyplot
 
 
+KINDS = {"held": "that decode steps hold", "read": "that a decode step reads"}
+
+
 def draw(evaluation: Evaluation, path: str | Path) -> None:
-    """Writes a picture: one line per preset over its budgets, mean accuracy solid, worst learned cell dashed."""
+    """Writes a picture of accuracy against bytes held and bytes read: one line per preset over its budgets.
+
+    The mean of the learned cells is solid, the worst of them dashed.
+    """
     pyplot = load_pyplot()
     lines: dict[str, list[Summary]] = {}
     for result in evaluation.results:
         summary = summarize(evaluation, result)
         if summary.worst is not None and result.kv:
             lines.setdefault(result.policy.preset, []).append(summary)
-    figure, axes = pyplot.subplots(figsize=(7, 4.5))
-    for index, (preset, found) in enumerate(lines.items()):
-        found.sort(key=_bytes)
-        across, color = [_bytes(one) for one in found], f"C{index % 10}"
-        axes.plot(across, [100 * one.accuracy for one in found], "o-", color=color, label=preset)
-        axes.plot(across, [100 * one.worst.accuracy for one in found], "x--", color=color)
+    figure, panels = pyplot.subplots(1, 2, figsize=(11, 4.5), sharey=True)
     longest = max(evaluation.suite.lengths)
-    axes.set_xlabel(f"KV bytes that a decode step reads at {longest} tokens, as the engine counts them")
-    axes.set_ylabel("exact answers, % (dashed: worst learned cell)")
-    axes.set_ylim(-3, 103)
-    axes.set_xlim(left=0)
-    axes.grid(alpha=0.3)
+    for axes, (kind, words) in zip(panels, KINDS.items(), strict=True):
+        for index, (preset, found) in enumerate(lines.items()):
+            found = sorted(found, key=lambda one: getattr(one.result.kv[-1], kind))
+            across, color = [getattr(one.result.kv[-1], kind) for one in found], f"C{index % 10}"
+            axes.plot(across, [100 * one.accuracy for one in found], "o-", color=color, label=preset)
+            axes.plot(across, [100 * one.worst.accuracy for one in found], "x--", color=color)
+        axes.set_xlabel(f"KV bytes {words} at {longest} tokens, as the engine counts them")
+        axes.set_xlim(left=0)
+        axes.grid(alpha=0.3)
+    panels[0].set_ylabel("exact answers, % (dashed: worst learned cell)")
+    panels[0].set_ylim(-3, 103)
     if lines:
-        axes.legend()
+        panels[1].legend()
     figure.tight_layout()
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
-
-
-def _bytes(summary: Summary) -> float:
-    return summary.result.kv[-1].read

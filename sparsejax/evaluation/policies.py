@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from sparsejax.errors import ConfigError
-from sparsejax.sparsity.policy import PRESETS
+from sparsejax.sparsity.policy import PRESETS, SparsityConfig
 
 BASELINE = "dense"
-WITHOUT_BUDGET = frozenset({BASELINE})
+PROBE = (4096, 32)
+"""Prompt tokens and page size at which two budgets are compared."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,11 @@ class Policy:
     def sparsity(self) -> str | dict[str, Any]:
         """What `EngineConfig.sparsity` takes: a name, or a mapping where there is a budget."""
         return self.preset if self.budget is None else {"preset": self.preset, "budget": self.budget}
+
+    @property
+    def codec(self) -> str:
+        """How pages are stored; an engine has one codec."""
+        return getattr(SparsityConfig.coerce(self.sparsity), "codec", "dense")
 
 
 DENSE = Policy(BASELINE)
@@ -47,11 +53,30 @@ def make_policies(presets: Iterable[str] = PRESETS, budgets: Iterable[int | floa
     for preset in dict.fromkeys(presets):
         if preset not in PRESETS:
             raise ConfigError(f"preset {preset!r} is unknown; known are {', '.join(PRESETS)}")
-        if preset in WITHOUT_BUDGET or not budgets:
+        if not budgets or not takes_budget(preset):
             made.append(Policy(preset))
         else:
             made += [Policy(preset, budget) for budget in budgets]
     return tuple(dict.fromkeys(made))
+
+
+def takes_budget(preset: str) -> bool:
+    """Whether a preset reads or keeps more under a larger budget."""
+    small, large = (SparsityConfig.preset(preset, budget=budget) for budget in (256, 2048))
+    return _effect(small) != _effect(large)
+
+
+def _effect(config: SparsityConfig) -> tuple:
+    keep = getattr(config, "keep", None)
+    return config.page_counts(*PROBE), keep and keep.eviction(PROBE[0])
+
+
+def by_codec(policies: Iterable[Policy]) -> dict[str, tuple[Policy, ...]]:
+    """The policies that one engine can serve, by its codec, in their order."""
+    groups: dict[str, tuple[Policy, ...]] = {}
+    for policy in policies:
+        groups[policy.codec] = (*groups.get(policy.codec, ()), policy)
+    return groups
 
 
 def parse_budget(text: str) -> int | float:

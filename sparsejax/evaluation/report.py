@@ -6,6 +6,7 @@ from typing import Any
 
 from sparsejax.evaluation.results import CellResult, Evaluation, PolicyResult
 from sparsejax.evaluation.statistics import paired_difference, wilson
+from sparsejax.evaluation.suite import CASES
 from sparsejax.evaluation.summary import Summary, cliffs, is_learned, learned_cells, summarize
 
 EXAMPLES = 3  # wrong replies kept per cell
@@ -50,7 +51,7 @@ def _policy(evaluation: Evaluation, result: PolicyResult) -> list[str]:
             f"  learned cells: mean {100 * summary.accuracy:.1f}, worst {worst.case} at {worst.length} {percent(worst)}"
         )
     for kv in result.kv:
-        held = f"{kv.held:,} bytes held ({kv.per_token:,.0f} per token), {kv.peak:,} at the peak"
+        held = f"{kv.held:,.0f} bytes held ({kv.per_token:,.0f} per token), {kv.peak:,} at the peak"
         lines.append(f"  KV at {kv.length} tokens: {held}, {kv.read:,.0f} read by a decode step")
     rate = f"{result.tokens_per_second:,.0f} tokens/s (prompts and replies)"
     less = f"{summary.saving:.2f} times fewer bytes read, {summary.compression:.2f} times fewer held"
@@ -84,7 +85,7 @@ def as_json(evaluation: Evaluation) -> dict[str, Any]:
             "lengths": list(suite.lengths),
             "samples": suite.samples,
             "seed": suite.seed,
-            "protocol": "Q+",
+            "protocols": {case: CASES[case].protocol for case in suite.cases},
         },
         "policies": [_policy_json(evaluation, result) for result in evaluation.results],
         "cliffs": {

@@ -10,9 +10,9 @@ from sparsejax.evaluation.suite import Suite
 
 @dataclass(frozen=True)
 class CellResult:
-    """Replies of one policy in one cell and which of them are right.
+    """Which documents of a cell one policy got right, and its replies.
 
-    `recall` is the mean share of expected items named, `tokens` counts prompt and reply, `seconds` leaves out
+    `recall` is the mean share of expected items named, `tokens` counts prompts and replies, `seconds` leaves out
     compilation.
     """
 
@@ -34,11 +34,11 @@ class CellResult:
 class KvBytes:
     """KV bytes that the engine reports for one sequence of `length` prompt tokens served alone.
 
-    `held` once the prompt is read, `peak` the most while reading it, `read` by an average decode step after it.
+    `held` and `read` by an average decode step, `peak` the most that was held at any time.
     """
 
     length: int
-    held: int
+    held: float
     peak: int
     read: float
 

@@ -1,4 +1,4 @@
-"""Runs a suite through the engine, one policy after the other, dense first."""
+"""Runs a suite through one engine per codec, one policy after the other, dense first."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 
 from sparsejax import Engine, EngineConfig, SamplingParams
 from sparsejax.errors import ConfigError
-from sparsejax.evaluation.policies import DENSE, Policy
+from sparsejax.evaluation.policies import DENSE, Policy, by_codec
 from sparsejax.evaluation.results import CellResult, Evaluation, KvBytes, PolicyResult
-from sparsejax.evaluation.suite import Cell, Suite, make_cell
+from sparsejax.evaluation.suite import Cell, Request, Suite, make_cell
 from sparsejax.evaluation.summary import is_learned
 from sparsejax.models.loader import LoadedModel
 
 DECODED = 16
-"""Decode steps whose reads are averaged."""
+"""Decode steps whose bytes are averaged."""
 Report = Callable[[Policy, CellResult], None]
 
 
@@ -47,16 +47,18 @@ def evaluate(
     started = time.perf_counter()
     cells, skipped = make_cells(suite, tokenizer)
     config = dataclasses.replace(config or EngineConfig(), max_model_len=_longest(cells, model))
-    results: list[PolicyResult] = []
-    for policy in policies:
-        chosen = cells
-        if results and not every_cell:
-            learned = {(one.case, one.length) for one in results[0].cells if is_learned(one)}
-            chosen = [cell for cell in cells if (cell.case, cell.length) in learned]
-        with Engine.from_loaded(model, tokenizer, config=config, sparsity=policy.sparsity) as engine:
-            results.append(run_policy(engine, policy, chosen, report))
-    seconds = time.perf_counter() - started
-    return Evaluation(model.path.name if model.path else "in memory", suite, tuple(results), tuple(skipped), seconds)
+    results: dict[Policy, PolicyResult] = {}
+    chosen = cells
+    for group in by_codec(policies).values():
+        offered = [policy.sparsity for policy in group]
+        with Engine.from_loaded(model, tokenizer, config=config, sparsity=offered) as engine:
+            for policy in group:
+                results[policy] = run_policy(engine, policy, chosen, report)
+                if policy == DENSE and not every_cell:
+                    learned = {(one.case, one.length) for one in results[DENSE].cells if is_learned(one)}
+                    chosen = [cell for cell in cells if (cell.case, cell.length) in learned]
+    name, seconds = model.path.name if model.path else "in memory", time.perf_counter() - started
+    return Evaluation(name, suite, tuple(results[policy] for policy in policies), tuple(skipped), seconds)
 
 
 def make_cells(suite: Suite, tokenizer: Any) -> tuple[list[Cell], list[tuple[str, int, str]]]:
@@ -77,53 +79,54 @@ def run_policy(engine: Engine, policy: Policy, cells: Sequence[Cell], report: Re
     """Every cell under one policy, and the KV bytes of a document of each length."""
     done = []
     for cell in cells:
-        done.append(run_cell(engine, cell))
+        done.append(run_cell(engine, policy, cell))
         report(policy, done[-1])
     first = {cell.length: cell for cell in reversed(cells)}
-    kv = tuple(measure_kv(engine, first[length].prompts[0]) for length in sorted(first))
+    kv = tuple(measure_kv(engine, policy, first[length].requests[0]) for length in sorted(first))
     return PolicyResult(policy, tuple(done), kv)
 
 
-def run_cell(engine: Engine, cell: Cell) -> CellResult:
-    """Greedy replies to all documents of a cell, scored."""
-    params = SamplingParams(temperature=0.0, max_tokens=cell.max_tokens)
+def run_cell(engine: Engine, policy: Policy, cell: Cell) -> CellResult:
+    """Greedy replies to all requests of a cell; a document is right if every reply about it is."""
+    params = SamplingParams(temperature=0.0, max_tokens=cell.max_tokens, sparsity=policy.sparsity)
     compiled, started = engine.stats()["compile_seconds"], time.perf_counter()
-    outputs = engine.generate([{"prompt_token_ids": list(ids)} for ids in cell.prompts], params, use_tqdm=False)
+    outputs = engine.generate([request.prompt for request in cell.requests], params, use_tqdm=False)
     seconds = time.perf_counter() - started - (engine.stats()["compile_seconds"] - compiled)
-    replies = tuple(output.outputs[0].text for output in outputs)
-    pairs = list(zip(cell.turns, replies, strict=True))
-    tokens = sum(map(len, cell.prompts)) + sum(len(output.outputs[0].token_ids) for output in outputs)
+    replies = iter([output.outputs[0].text for output in outputs])
+    pairs = [[(request.turn, next(replies)) for request in document] for document in cell.documents]
+    tokens = sum(len(output.prompt_token_ids) + len(output.outputs[0].token_ids) for output in outputs)
     return CellResult(
         cell.case,
         cell.length,
-        tuple(turn.score(reply) for turn, reply in pairs),
-        sum(turn.recall(reply) for turn, reply in pairs) / len(pairs),
+        tuple(all(turn.score(reply) for turn, reply in turns) for turns in pairs),
+        sum(turn.recall(reply) for turns in pairs for turn, reply in turns) / len(outputs),
         tokens,
         seconds,
-        replies,
-        tuple(turn.reply.strip() for turn in cell.turns),
+        tuple("".join(reply for _, reply in turns) for turns in pairs),
+        tuple("".join(turn.reply for turn, _ in turns).strip() for turns in pairs),
     )
 
 
-def measure_kv(engine: Engine, prompt: Sequence[int]) -> KvBytes:
-    """Serves one prompt alone and reads the engine's own counts of KV bytes held and read."""
-    params = SamplingParams(temperature=0.0, max_tokens=DECODED + 1, ignore_eos=True, detokenize=False)
-    read = engine.stats()["decode_read_bytes"]
-    engine.add_request("kv-bytes", {"prompt_token_ids": list(prompt)}, params)
-    held = peak = 0
-    answered = False
+def measure_kv(engine: Engine, policy: Policy, request: Request) -> KvBytes:
+    """Serves one request alone and reads the engine's own counts of KV bytes held and read."""
+    params = SamplingParams(
+        temperature=0.0, max_tokens=DECODED + 1, ignore_eos=True, detokenize=False, sparsity=policy.sparsity
+    )
+    before, peak = engine.stats(), 0
+    engine.add_request("kv-bytes", request.prompt, params)
     while engine.has_unfinished():
-        outputs = engine.step()
-        if not answered:
-            held = engine.stats()["kv_live_bytes"] or held
-            peak = max(peak, held)
-        answered = answered or any(output.outputs[0].token_ids for output in outputs)
-    return KvBytes(len(prompt), held, peak, (engine.stats()["decode_read_bytes"] - read) / DECODED)
+        engine.step()
+        peak = max(peak, engine.stats()["kv_live_bytes"])
+    after = engine.stats()
+    held, read = (
+        (after[name] - before[name]) / DECODED for name in ("decode_held_bytes", "decode_read_bytes")
+    )
+    return KvBytes(len(request.token_ids), held, peak, read)
 
 
 def _longest(cells: Sequence[Cell], model: LoadedModel) -> int:
     """Tokens of the longest document with its reply, if the model was made for as many."""
-    longest = max(cell.length + cell.max_tokens for cell in cells)
+    longest = max(len(request.token_ids) + cell.max_tokens for cell in cells for request in cell.requests)
     limit = model.config.max_position_embeddings
     if longest > limit:
         raise ConfigError(

@@ -4,57 +4,88 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import enum
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from sparsejax.errors import ConfigError
-
-SELECTS = ("all", "window", "random", "oracle", "quest")
-"""Ways to choose the pages that a decode step reads; the files of `select` by name, and all of them."""
-NEEDS_BOUNDS = frozenset({"quest"})
+from sparsejax.sparsity import valid
+from sparsejax.sparsity.eviction import Keep
+from sparsejax.sparsity.kinds import ALL, SELECTS, Select
 
 
 @dataclass(frozen=True)
 class SparsityConfig:
-    """A point of keep ∘ select ∘ codec; so far a choice of select over a cache that keeps everything.
+    """A point of keep ∘ select ∘ codec.
 
-    The prompt is read densely; every decode step reads the selected pages of each layer. A budget that covers
-    the sequence reads all of it.
+    The prompt is read densely. Then `keep` cuts the cache, and every decode step reads the selected pages of what
+    is left in each layer. A budget that covers the sequence keeps and reads all of it, and costs nothing besides.
 
     Attributes:
-        select: which pages a decode step reads: ``all``; ``window``, the newest; ``random``, a fixed random
-            subset of the request; ``oracle``, the pages with the largest attention probability (it reads
-            everything to know them: a bound on what selection can reach, not a method); ``quest``, the
-            largest upper bounds of the attention scores (Tang et al., arXiv 2406.10774).
+        keep: which tokens stay in the cache: a `Keep`, or the name of its method.
+        select: which pages a decode step reads, by name or as `kinds.Select.scored` makes one: ``all``;
+            ``window``, the newest; ``strided``, every n-th; ``random``, a fixed random subset of the request;
+            ``oracle``, the pages with the largest attention probability (it reads everything to know them: a
+            bound on what selection can reach, not a method); ``quest``, the largest upper bounds of the
+            attention scores (Tang et al., arXiv 2406.10774); ``omnikv``, as ``oracle`` in few layers whose
+            lists the layers after them reuse (Hao et al., ICLR 2025).
         budget: tokens read per KV head, sinks and recents included; a float is a share of the prompt.
         sink, recent: tokens at the start and at the end that are always read, rounded up to pages.
+        stride: of ``strided``, in pages; None is the smallest that fits the budget over the prompt.
+        interval: decode steps that a selection serves; steps at multiples of it select anew.
+        top_p: read the fewest pages whose estimated attention probability reaches this share of what is not
+            pinned, `budget` at most (after Lin et al., Twilight, arXiv 2502.02770). 1 reads the whole budget.
+        filter_layers: layers that select; the layers after each of them reuse its list, those before the first
+            read everything. ``"auto"`` spreads three over the depth; None is every layer for itself.
+        dense_layers: so many first layers read everything.
         seed: of ``random``.
     """
 
-    select: str = "all"
+    keep: Keep | str = "all"
+    select: str | Select = "all"
     budget: int | float = 2048
     sink: int = 4
     recent: int = 64
+    stride: int | None = None
+    interval: int = 1
+    top_p: float = 1.0
+    filter_layers: tuple[int, ...] | str | None = None
+    dense_layers: int = 0
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.select not in SELECTS:
-            raise ConfigError(f"select={self.select!r} is not one of {', '.join(map(repr, SELECTS))}.")
-        share = isinstance(self.budget, float)
-        if isinstance(self.budget, bool) or not isinstance(self.budget, (int, float)) or not self.budget > 0:
-            raise ConfigError(f"budget={self.budget!r}: give tokens (an integer) or a share of the prompt (a float).")
-        if share and self.budget > 1:
-            raise ConfigError(f"budget={self.budget!r}: a share lies in (0, 1]; give an integer for tokens.")
-        for name in ("sink", "recent", "seed"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-                raise ConfigError(f"{name}={value!r} must be an integer of at least 0.")
+        if not isinstance(self.keep, Keep):
+            object.__setattr__(self, "keep", Keep(self.keep))
+        if not isinstance(self.select, Select) and self.select not in SELECTS:
+            raise ConfigError(
+                f"select={self.select!r} is not one of {', '.join(map(repr, SELECTS))}; "
+                "a function of your own is Select.scored(function)."
+            )
+        valid.budget(self.budget)
+        for name, least in (("sink", 0), ("recent", 0), ("interval", 1), ("dense_layers", 0), ("seed", 0)):
+            valid.integer(name, getattr(self, name), least)
+        if self.stride is not None:
+            valid.integer("stride", self.stride, 1)
+        valid.share("top_p", self.top_p)
+        object.__setattr__(self, "filter_layers", valid.layers(self.filter_layers))
+        for reason in valid.refusals(self):
+            raise ConfigError(reason)
+
+    @property
+    def kind(self) -> Select:
+        """The select itself."""
+        return self.select if isinstance(self.select, Select) else SELECTS[self.select]
+
+    @property
+    def shared(self) -> bool:
+        """Whether all KV heads read one list. Lists that other layers reuse are: their heads are others."""
+        return self.kind.shared or self.filter_layers is not None
 
     @classmethod
     def preset(cls, name: str, **parameters: Any) -> SparsityConfig:
-        """A preset by name, with parameters changed.
+        """A preset by name, with parameters changed: those of its keep if it evicts, those of its select if not.
 
         Raises:
             ConfigError: there is no such preset or parameter.
@@ -63,11 +94,14 @@ class SparsityConfig:
             near = difflib.get_close_matches(str(name), PRESETS, n=1)
             hint = f" (did you mean {near[0]!r}?)" if near else ""
             raise ConfigError(f"sparsity={name!r} is not a preset{hint}; there are {', '.join(PRESETS)}.")
-        known = [field.name for field in dataclasses.fields(cls)]
+        preset = PRESETS[name]
+        changed = preset if preset.keep.method == "all" else preset.keep
+        known = [field.name for field in dataclasses.fields(changed)]
         for key in parameters:
             if key not in known:
-                raise ConfigError(f"{key!r} is no parameter of a preset; there are {', '.join(known)}.")
-        return dataclasses.replace(PRESETS[name], **parameters)
+                raise ConfigError(f"{key!r} is no parameter of {name!r}; there are {', '.join(known)}.")
+        changed = dataclasses.replace(changed, **parameters)
+        return changed if isinstance(changed, cls) else dataclasses.replace(preset, keep=changed)
 
     @classmethod
     def coerce(cls, value: Any) -> SparsityConfig:
@@ -85,13 +119,50 @@ class SparsityConfig:
 
     def page_counts(self, num_prompt: int, page_size: int) -> PageCounts:
         """Budget, sinks and recents of a request in pages; the budget holds what is pinned."""
-        if self.select == "all":
-            return PageCounts(ALL_PAGES, 0, 1)
+        if self.kind is ALL:
+            return PageCounts(ALL_PAGES, 0, 1, 0, 1)
         sinks = -(-self.sink // page_size)
         # The open page, and as many full ones as keep `recent` tokens in view wherever the open one stands.
         recents = 1 + -(-max(self.recent - 1, 0) // page_size)
+        # A list that serves several steps has room for the pages that these open.
+        growth = -(-(self.interval - 1) // page_size)
         tokens = self.budget if isinstance(self.budget, int) else math.ceil(self.budget * num_prompt)
-        return PageCounts(max(-(-tokens // page_size), sinks + recents), sinks, recents)
+        budget = max(-(-tokens // page_size), sinks + recents + growth)
+        middle = -(-num_prompt // page_size) - sinks - recents
+        fitting = -(-max(middle, 1) // max(budget - sinks - recents, 1))
+        return PageCounts(budget, sinks, recents, growth, self.stride or fitting)
+
+    def layer_roles(self, num_layers: int) -> tuple[Role, ...]:
+        """What each layer of a model does in a decode step.
+
+        Raises:
+            ConfigError: a filter layer is none of the model's.
+        """
+        layers = range(num_layers)
+        filters = self.filter_layers
+        if filters == "auto":
+            filters = tuple(sorted({0, num_layers // 4, 9 * num_layers // 16}))
+        if self.kind is ALL:
+            return tuple(Role.READ_ALL for _ in layers)
+        if filters is None:
+            return tuple(Role.READ_ALL if layer < self.dense_layers else Role.SELECT for layer in layers)
+        if filters[-1] >= num_layers:
+            raise ConfigError(f"filter_layers={filters}: the model has layers 0 to {num_layers - 1} only.")
+        own = Role.SELECT_READ_ALL if self.kind.reads_all else Role.SELECT
+        before = (Role.READ_ALL,) * filters[0]
+        return before + tuple(own if layer in filters else Role.REUSE for layer in layers[filters[0] :])
+
+
+class Role(enum.IntEnum):
+    """What a layer does for a row in a decode step."""
+
+    READ_ALL = 0
+    SELECT = 1
+    """Reads its own list."""
+    REUSE = 2
+    """Reads the list of the nearest layer before that has one."""
+    SELECT_READ_ALL = 3
+    """Reads everything in the steps in which it selects, its own list in the others."""
 
 
 ALL_PAGES = 2**30
@@ -99,23 +170,30 @@ ALL_PAGES = 2**30
 
 @dataclass(frozen=True)
 class PageCounts:
-    """Pages that a step reads at most, and those of them at the start and the end that it always reads."""
+    """In pages: what a step reads at most, what of it at the start and the end it always reads, what of it is
+    left free for the pages that open while a selection is in use, and the stride of ``strided``."""
 
     budget: int
     sinks: int
     recents: int
-
-    def read(self, listed: int) -> int:
-        """Pages read of a list of `listed` ones."""
-        return min(listed, self.budget)
+    growth: int
+    stride: int
 
 
 PRESETS: dict[str, SparsityConfig] = {
     "dense": SparsityConfig(),
-    "window": SparsityConfig("window"),
-    "random": SparsityConfig("random"),
-    "oracle": SparsityConfig("oracle"),
-    "quest": SparsityConfig("quest"),
+    "window": SparsityConfig(select="window"),
+    "strided": SparsityConfig(select="strided"),
+    "random": SparsityConfig(select="random"),
+    "oracle": SparsityConfig(select="oracle"),
+    "quest": SparsityConfig(select="quest"),
+    "omnikv": SparsityConfig(select="omnikv", filter_layers="auto"),
+    "turbo": SparsityConfig(select="quest", filter_layers="auto", interval=4),
+    "snapkv": SparsityConfig(Keep("snapkv")),
+    "keydiff": SparsityConfig(Keep("keydiff")),
+    "expected_attention": SparsityConfig(Keep("expected_attention", window=64)),
+    "rkv": SparsityConfig(Keep("rkv")),
+    "random_keep": SparsityConfig(Keep("random")),
 }
 
 
@@ -125,3 +203,8 @@ def declared(value: Any) -> tuple[SparsityConfig, ...]:
     if not values:
         raise ConfigError("sparsity=() names no policy; give at least 'dense'.")
     return tuple(SparsityConfig.coerce(item) for item in values)
+
+
+def selects_of(policies: tuple[SparsityConfig, ...]) -> tuple[Select, ...]:
+    """The selects that an engine serves, reading all first."""
+    return tuple(dict.fromkeys((ALL, *(policy.kind for policy in policies))))

@@ -1,9 +1,9 @@
-"""Rewrites the page lists of a decode step: each row reads what its own policy selects."""
+"""What the decode rows of a step read in each layer: all of their pages, or what their own policy selects."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jax import lax
@@ -11,29 +11,82 @@ from jaxtyping import Array, Float, Int
 
 import pallas_kernels
 from sparsejax.cache.layout import DenseLayout, Pools
-from sparsejax.sparsity.policy import NEEDS_BOUNDS, SELECTS, SparsityConfig
-from sparsejax.sparsity.rows import PolicyRows
-from sparsejax.sparsity.select import SCORES, Query
+from sparsejax.cache.paged import StepBatch
+from sparsejax.sparsity.choice import choose
+from sparsejax.sparsity.kinds import ALL, Select
+from sparsejax.sparsity.lists import Lists
+from sparsejax.sparsity.policy import Role, SparsityConfig, selects_of
+from sparsejax.sparsity.select import Query
+
+
+class Handed(NamedTuple):
+    """What a layer hands on to the next one within a step: the rows' lists, and the tiles (a page of one KV head
+    of one layer) that they hold and have read so far."""
+
+    lists: Lists
+    tiles: Int[Array, "B 2"]
 
 
 @dataclass(frozen=True)
 class Selector:
-    """The selects that an engine declared, besides ``all``: a static part of every compiled step."""
+    """What the policies of an engine have in common: a static part of every compiled step.
 
-    selects: tuple[str, ...]
+    Attributes:
+        selects: those that requests may choose, reading all first.
+        page_size: tokens of a page.
+        longest: pages of the longest sequence.
+        width: pages of the longest list.
+        heads: lists of a row: one per KV head, or 1 where every declared policy shares its lists.
+        keeps: whether lists serve more than one step.
+    """
+
+    selects: tuple[Select, ...]
     page_size: int
+    longest: int
+    width: int
+    heads: int
+    keeps: bool
 
     @classmethod
-    def of(cls, policies: tuple[SparsityConfig, ...], page_size: int) -> Selector | None:
+    def of(
+        cls, policies: tuple[SparsityConfig, ...], page_size: int, num_kv_heads: int, max_model_len: int
+    ) -> Selector | None:
         """The selector that serves `policies`; None if all of them read everything."""
-        names = {policy.select for policy in policies} - {"all"}
-        return cls(tuple(name for name in SELECTS if name in names), page_size) if names else None
+        selecting = [policy for policy in policies if policy.kind is not ALL]
+        if not selecting:
+            return None
+        longest = -(-max_model_len // page_size)
+        return cls(
+            selects_of(policies),
+            page_size,
+            longest,
+            min(longest, max(policy.page_counts(max_model_len, page_size).budget for policy in selecting)),
+            1 if all(policy.shared for policy in selecting) else num_kv_heads,
+            any(policy.interval > 1 for policy in selecting),
+        )
+
+    def lacks(self, policy: SparsityConfig, num_prompt: int) -> str | None:
+        """What this selector serves where `policy` asks for more; None if it serves it."""
+        budget = policy.page_counts(num_prompt, self.page_size).budget
+        if policy.kind not in self.selects:
+            return f"the selects {', '.join(kind.name for kind in self.selects)}, not {policy.kind.name!r}"
+        if self.heads == 1 and not policy.shared:
+            return f"one list for all KV heads, not one for each as {policy.kind.name!r} without filter_layers needs"
+        if policy.interval > 1 and not self.keeps:
+            return f"selections of one step only, not interval={policy.interval}"
+        if min(budget, self.longest) > self.width:
+            return f"budgets of up to {self.width} pages of {self.page_size} tokens, not {budget} pages"
+        return None
 
     def initial_bounds(self, layout: DenseLayout) -> Float[Array, "N K X"] | None:
         """Empty key bounds of one layer, if a declared select reads them. Pages not sealed yet must be finite."""
-        if not NEEDS_BOUNDS & set(self.selects):
+        if not any(kind.bounds for kind in self.selects):
             return None
         return jnp.zeros((layout.num_pages, layout.num_kv_heads, 2 * layout.head_dim), layout.dtype)
+
+    def initial_lists(self, num_rows: int) -> Lists | None:
+        """What one layer keeps of its rows between steps, if anything."""
+        return Lists.empty(num_rows, self.heads, self.width) if self.keeps else None
 
     def seal(
         self,
@@ -48,39 +101,70 @@ class Selector:
             return None
         most = min(len(page_ids), len(page_ids) // self.page_size + decode_rows)
         full = lax.top_k(jnp.where(offsets == self.page_size - 1, page_ids, 0), most)[0]
-        return pallas_kernels.page_bounds(bounds, pools[0], full)
+        return self.seal_pages(bounds, pools, full)
 
-    def select(
+    def seal_pages(
+        self, bounds: Float[Array, "N K X"] | None, pools: Pools, page_ids: Int[Array, " S"]
+    ) -> Array | None:
+        """Takes in the bounds of full pages; page 0 fills the list."""
+        return None if bounds is None else pallas_kernels.page_bounds(bounds, pools[0], page_ids)
+
+    def read(
         self,
+        layer: int,
         q: Float[Array, "B H D"],
         pools: Pools,
         bounds: Float[Array, "N K X"] | None,
-        page_ids: Int[Array, "B 1 S"],
-        counts: Int[Array, "B 1"],
-        lengths: Int[Array, " B"],
-        policy: PolicyRows,
+        batch: StepBatch,
+        kept: Lists | None,
+        handed: Handed | None,
         options: dict[str, Any],
-    ) -> pallas_kernels.Selection:
-        """Physical and logical ids of the pages that each row reads, per KV head, and their counts.
+    ) -> tuple[Float[Array, "B H D"], Lists | None, Handed]:
+        """Attention of the decode rows in one layer, the lists that it keeps, and what it hands on.
 
-        A select that no row of the batch uses costs nothing.
+        Rows whose budget covers their pages read all of them and pay for nothing else. What a row reads depends on
+        its own data only, so its result is the same in any batch.
         """
+        policy, lengths = batch.policy, batch.decode.lengths
+        page_ids, counts = batch.decode.page_list(self.page_size)
+        listed = counts[:, 0]
+        if handed is None:
+            handed = Handed(Lists.empty(len(listed), self.heads, self.width), jnp.zeros((len(listed), 2), jnp.int32))
+        role, fits = policy.roles[:, layer], listed <= policy.budget
+        owns = ((role == Role.SELECT) | (role == Role.SELECT_READ_ALL)) & ~fits
+        due, lists = owns, handed.lists
+        if kept is not None:
+            mine = kept.at(batch.rows)
+            due &= ((lengths - 1) % policy.interval == 0) | (mine.counts.min(-1) == 0)
+            lists = mine.grown(listed).where(owns, lists)
+        reads_all = fits | (role == Role.READ_ALL) | (due & (role == Role.SELECT_READ_ALL))
+
+        def attention(page_ids: Array, counts: Array, **more: Any) -> Any:
+            return pallas_kernels.paged_decode_attention(q, *pools, page_ids, counts, lengths, **more, **options)
+
         query = Query(q, *pools, bounds, page_ids, counts, lengths, options)
-        scores = jnp.zeros((q.shape[0], pools[0].shape[1], page_ids.shape[2]))
-        for name in self.selects:
-            mine = policy.kind == SELECTS.index(name)
+        scans = [due & (policy.kind == place) for place, kind in enumerate(self.selects) if kind.reads_all]
+        whole = attention(page_ids, _of(sum(scans, reads_all), counts), return_lse=bool(scans))
+        if scans:
+            whole, lse = whole
+            query = query._replace(lse=lse)
 
-            def scored(scores: Array, mine: Array = mine, name: str = name) -> Array:
-                given = SCORES[name](query, policy)
-                return jnp.where(mine[:, None, None], given.astype(scores.dtype), scores)
+        def some() -> tuple[Array, Lists]:
+            def anew() -> Lists:
+                return choose(query, policy, due, self.selects, self.heads, self.width).where(due, lists)
 
-            scores = lax.cond(mine.any(), scored, lambda scores: scores, scores)
-        return pallas_kernels.select_pages(
-            scores,
-            page_ids,
-            counts,
-            policy.budget,
-            width=page_ids.shape[2],
-            sinks=policy.sinks,
-            recents=policy.recents,
-        )
+            chosen = lax.cond(due.any(), anew, lambda: lists)
+            part = attention(chosen.physical(page_ids), _of(~reads_all, chosen.counts), logical_ids=chosen.ids)
+            return jnp.where(reads_all[:, None, None], whole, part), chosen
+
+        out, lists = lax.cond((due | ~reads_all).any(), some, lambda: (whole, lists))
+        if kept is not None:
+            kept = kept.with_rows(batch.rows, lists.where(owns, mine))
+        heads = pools[0].shape[1]
+        read = jnp.where(reads_all, heads * listed, heads // self.heads * lists.counts.sum(-1))
+        return out, kept, Handed(lists, handed.tiles + jnp.stack([heads * listed, read], -1))
+
+
+def _of(rows: Array, counts: Array) -> Array:
+    """The counts [B, Kl] of some rows, 0 for the others."""
+    return jnp.where(rows[:, None], counts, 0)

@@ -12,9 +12,15 @@ from sparsejax.engine.params import SamplingParams
 from sparsejax.engine.policies import Policies
 from sparsejax.engine.runner import Results
 from sparsejax.engine.scheduler import Limits, StepPlan
+from sparsejax.engine.sequence import Sequence
 from sparsejax.sparsity.policy import declared
 
 VOCAB = 97
+EVICTING = (
+    {"preset": "keydiff", "budget": 0.3, "recent": 3},
+    {"preset": "keydiff", "budget": 20, "recent": 1, "sink": 0},
+    {"preset": "rkv", "budget": 12, "recent": 2, "window": 4, "interval": 6},
+)
 
 
 def chain(previous: int, token: int) -> int:
@@ -47,27 +53,42 @@ class FakeRunner:
         self.tables: dict[tuple[int, int], int] = {}
         self.memory: dict[tuple[int, int], int] = {}
         self.last: dict[int, int] = {}
+        self.history: dict[int, list[int]] = {}
 
-    def admit(self, row: int, values: dict, policy: None) -> None:
+    def admit(self, row: int, values: dict, policy: None, keep: dict | None) -> None:
         pass
+
+    def cut_caches(self, plan: StepPlan) -> None:
+        """Moves the last tokens of each cache, after a look at all of them: none may have been written over."""
+        size = self.limits.page_size
+        for cut in plan.evictions:
+            old = [self.memory[self._slot(cut.row, slot)] for slot in range(cut.length)]
+            assert cut.kept < cut.length and old == self.history[cut.row][-cut.length :]
+            for slot, state in enumerate(old[-cut.kept :]):
+                self.memory[cut.new_pages[slot // size], slot % size] = state
+            del self.history[cut.row][: -cut.kept]
+        self.tables.update(plan.entries)
 
     def dispatch(self, plan: StepPlan, greedy: bool, prompt_logprobs: bool) -> np.ndarray:
         self._check(plan)
+        for sequence in plan.admitted:
+            self.history[sequence.row] = []
+        self.cut_caches(plan)
         for source, target in plan.copies:
             for offset in range(self.limits.page_size):
                 if (source, offset) in self.memory:
                     self.memory[target, offset] = self.memory[source, offset]
-        self.tables.update(plan.entries)
         sampled = np.zeros((plan.num_steps, len(plan.outputs), 2), np.int32)
         for step, slot in itertools.product(range(plan.num_steps), range(len(plan.decode))):
             sequence = plan.decode[slot]
             at = sequence.num_computed - plan.num_steps + step
             token = sequence.tokens[at]
-            sampled[step, slot, 0] = self._compute(sequence.row, at, token if token >= 0 else self.last[sequence.row])
+            token = token if token >= 0 else self.last[sequence.row]
+            sampled[step, slot, 0] = self._compute(sequence, at, token)
         slot = len(plan.decode)
         for chunk in plan.chunks:
             for at in range(chunk.start, chunk.start + chunk.count):
-                token = self._compute(chunk.sequence.row, at, chunk.sequence.tokens[at])
+                token = self._compute(chunk.sequence, at, chunk.sequence.tokens[at])
             if chunk.samples:
                 sampled[0, slot, 0] = token
                 slot += 1
@@ -76,18 +97,24 @@ class FakeRunner:
     def read(self, outputs: np.ndarray) -> Results:
         return Results(outputs, None)
 
-    def _compute(self, row: int, at: int, token: int) -> int:
+    def decode_tiles(self, plan: StepPlan, evicted: bool = False) -> int:
+        return len(plan.decode) * plan.num_steps
+
+    def _compute(self, sequence: Sequence, at: int, token: int) -> int:
         assert token >= 0
-        previous = self.memory[self._slot(row, at - 1)] if at else 0
+        row, slot = sequence.row, at - sequence.shift
+        assert at != sequence.evict_at, "an eviction was due"
+        previous = self.memory[self._slot(row, slot - 1)] if at else 0
         state = chain(previous, token)
-        page, offset = self._slot(row, at)
+        page, offset = self._slot(row, slot)
         assert self.allocator.references(page) == 1, "a shared page was written"
         self.memory[page, offset] = state
+        self.history[row].append(state)
         self.last[row] = next_token(state)
         return self.last[row]
 
-    def _slot(self, row: int, at: int) -> tuple[int, int]:
-        return self.tables[row, at // self.limits.page_size], at % self.limits.page_size
+    def _slot(self, row: int, slot: int) -> tuple[int, int]:
+        return self.tables[row, slot // self.limits.page_size], slot % self.limits.page_size
 
     def _check(self, plan: StepPlan) -> None:
         rows = [s.row for s in plan.decode] + [chunk.sequence.row for chunk in plan.chunks]
@@ -121,7 +148,7 @@ def make_core(num_pages: int = 40, max_num_seqs: int = 5, budget: int = 16, page
         eos_ids=(0,),
         tokenizer=None,
         seed=0,
-        policies=Policies(declared("dense"), page_size),
+        policies=Policies(declared(("dense", *EVICTING)), None, 1, 120),
     )
 
 

@@ -29,6 +29,8 @@ def engine():
         ([PROMPT, [4, -1]], RequestError, "token 1 is -1"),
         ([[1.5]], RequestError, "token ids are integers"),
         ({"text": "x"}, RequestError, "give 'prompt' or 'prompt_token_ids'"),
+        ({"prompt_token_ids": PROMPT, "compress_at": 4}, RequestError, "compress_at=4 .*1 to the 3 tokens"),
+        ({"prompt_token_ids": PROMPT, "compress_at": 0}, RequestError, "compress_at=0 is not allowed"),
         (7, RequestError, "a prompt is a int; give text, a list of token ids"),
         ([1] * 512, RequestError, "the prompt has 512 tokens.*leaves room for at most 511"),
         ([1] * 400, CapacityError, r"may reach 416 tokens = 26 pages of 16, but the KV pool has 11"),

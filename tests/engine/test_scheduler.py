@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 
 import pytest
@@ -12,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from sparsejax.engine.params import SamplingParams
 from sparsejax.engine.prompts import Prompt
 from sparsejax.errors import CapacityError, RequestError
-from tests.engine.fake import VOCAB, check_pages, expected, greedy, make_core
+from tests.engine.fake import EVICTING, VOCAB, check_pages, expected, greedy, make_core
 
 
 class Traffic:
@@ -23,16 +24,16 @@ class Traffic:
         self.wanted: dict[str, tuple[list[int], SamplingParams]] = {}
         self.num_finished = 0
 
-    def add(self, prompt: list[int], max_tokens: int, n: int, priority: int, stop: bool) -> None:
-        params = greedy(max_tokens=max_tokens, ignore_eos=not stop)
+    def add(self, prompt: list[int], max_tokens: int, n: int, priority: int, stop: bool, sparsity=None) -> None:
+        params = greedy(max_tokens=max_tokens, ignore_eos=not stop, sparsity=sparsity)
         if n > 1:
-            params = SamplingParams(n=n, temperature=1.0, max_tokens=max_tokens, ignore_eos=not stop)
+            params = dataclasses.replace(params, n=n, temperature=1.0)
         request_id = f"r{len(self.wanted)}"
         try:
             self.core.add(request_id, Prompt(None, prompt), params, priority)
         except CapacityError:
             size, capacity = self.core.scheduler.limits.page_size, self.core.scheduler.allocator.capacity
-            assert len(prompt) + max_tokens > (capacity - 1) * size
+            assert len(prompt) + max_tokens > (capacity - 1) * size or sparsity
             return
         self.wanted[request_id] = (prompt, params)
 
@@ -79,9 +80,10 @@ class TrafficMachine(RuleBasedStateMachine):
         n=st.integers(1, 3),
         priority=st.integers(0, 2),
         stop=st.booleans(),
+        sparsity=st.sampled_from([None, None, *EVICTING]),
     )
-    def add(self, prompt, max_tokens, n, priority, stop):
-        self.traffic.add(prompt, max_tokens, n, priority, stop)
+    def add(self, prompt, max_tokens, n, priority, stop, sparsity):
+        self.traffic.add(prompt, max_tokens, n, priority, stop, sparsity)
 
     @rule(count=st.integers(1, 6))
     def step(self, count):
@@ -115,7 +117,9 @@ def test_thousands_of_random_operations_conserve_pages(operations, num_pages, bu
         action = rng.random()
         if action < 0.12 and len(traffic.core.request_ids()) < 12:
             prompt = [rng.randrange(VOCAB) for _ in range(rng.randint(1, 60))]
-            traffic.add(prompt, rng.randint(1, 30), rng.choice([1, 1, 1, 2, 4]), rng.randint(0, 1), rng.random() < 0.3)
+            sparsity = rng.choice([None, None, *EVICTING])
+            n, priority, stop = rng.choice([1, 1, 1, 2, 4]), rng.randint(0, 1), rng.random() < 0.3
+            traffic.add(prompt, rng.randint(1, 30), n, priority, stop, sparsity)
         elif action < 0.14:
             traffic.abort(rng.randrange(100))
         else:

@@ -6,7 +6,8 @@ import pytest
 
 from sparsejax.errors import ConfigError
 from sparsejax.evaluation import policies
-from sparsejax.evaluation.policies import DENSE, Policy, make_policies, parse_budget
+from sparsejax.evaluation.policies import DENSE, Policy, by_codec, make_policies, parse_budget, takes_budget
+from sparsejax.sparsity.policy import SparsityConfig
 
 
 def test_dense_comes_first_and_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -20,6 +21,24 @@ def test_a_policy_is_what_the_engine_takes() -> None:
     assert DENSE.sparsity == DENSE.label == "dense"
     assert Policy("quest", 0.25).sparsity == {"preset": "quest", "budget": 0.25}
     assert Policy("quest", 2048).label == "quest 2048"
+
+
+def test_what_reads_and_keeps_everything_takes_no_budget() -> None:
+    assert not takes_budget("dense")
+    assert takes_budget("quest") and takes_budget("window")
+
+
+def test_policies_of_a_codec_share_an_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Coded:
+        codec = "int8"
+
+        @classmethod
+        def coerce(cls, value: object) -> object:
+            return cls if value in ("dense8", {"preset": "quest8", "budget": 64}) else SparsityConfig.coerce(value)
+
+    monkeypatch.setattr(policies, "SparsityConfig", Coded)
+    quest, dense8, quest8 = Policy("quest"), Policy("dense8"), Policy("quest8", 64)
+    assert by_codec((DENSE, dense8, quest, quest8)) == {"dense": (DENSE, quest), "int8": (dense8, quest8)}
 
 
 def test_budgets_are_tokens_or_shares() -> None:

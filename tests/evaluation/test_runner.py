@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,13 +16,13 @@ from sparsejax.errors import ConfigError
 from sparsejax.evaluation.policies import DENSE, Policy
 from sparsejax.evaluation.report import as_json
 from sparsejax.evaluation.results import Evaluation
-from sparsejax.evaluation.runner import evaluate, make_cells
+from sparsejax.evaluation.runner import evaluate, make_cells, run_cell
 from sparsejax.evaluation.suite import Suite
 from sparsejax.models.loader import load_model
 from sparsejax.models.tokenizer import load_tokenizer
 
 TOGETHER = EngineConfig(max_num_seqs=4, max_num_batched_tokens=64, num_decode_steps=1)
-SUITE = Suite(cases=("niah_multikey", "kv_dense", "qa"), lengths=(96, 160), samples=5, seed=7)
+SUITE = Suite(cases=("niah_multikey", "kv_dense_turns", "qa"), lengths=(96, 160), samples=5, seed=7)
 
 
 @pytest.fixture(scope="module")
@@ -49,9 +50,39 @@ def test_same_seeds_same_numbers_on_any_batch_size(shipped: tuple[Any, Any], alo
 
 
 def test_other_seeds_are_other_documents(shipped: tuple[Any, Any], alone: Evaluation) -> None:
-    suite = dataclasses.replace(SUITE, seed=100, cases=("kv_dense",), lengths=(96,))
+    suite = dataclasses.replace(SUITE, seed=100, cases=("kv_dense_turns",), lengths=(96,))
     ((cell,), _) = make_cells(suite, shipped[1])
-    assert not {turn.reply.strip() for turn in cell.turns} & set(alone.dense.find("kv_dense", 96).expected)
+    ours = {"".join(one.turn.reply for one in turns).strip() for turns in cell.documents}
+    assert len(ours) == 5 and not ours & set(alone.dense.find("kv_dense_turns", 96).expected)
+
+
+def test_a_document_is_right_if_all_its_turns_are(shipped: tuple[Any, Any]) -> None:
+    class Replies:
+        """An engine that answers the first two questions of each document rightly, the others wrongly."""
+
+        def stats(self) -> dict[str, float]:
+            return {"compile_seconds": 0.0}
+
+        def generate(self, prompts: list[dict], params: Any, use_tqdm: bool) -> list[Any]:
+            texts = [one.turn.reply if index % 4 < 2 else "" for index, one in enumerate(cell.requests)]
+            return [
+                SimpleNamespace(prompt_token_ids=[], outputs=[SimpleNamespace(text=text, token_ids=[])])
+                for _, text in zip(prompts, texts, strict=True)
+            ]
+
+    suite = dataclasses.replace(SUITE, cases=("kv_dense_turns",), lengths=(96,), samples=2)
+    ((cell,), _) = make_cells(suite, shipped[1])
+    found = run_cell(Replies(), DENSE, cell)
+    assert (found.right, found.recall) == ((False, False), 0.5)
+
+
+def test_policies_are_served_as_requests_of_one_engine(shipped: tuple[Any, Any]) -> None:
+    """Reading all pages through a select is dense; reading few of them is not."""
+    quest = (Policy("quest", 1024), Policy("window", 32))
+    suite = Suite(cases=("kv_dense",), lengths=(512,), samples=4)
+    all_pages, few = evaluate(*shipped, suite, (DENSE, *quest), TOGETHER).results[1:]
+    assert all_pages.cells[0].accuracy == 1.0 and few.cells[0].accuracy < 1.0
+    assert all_pages.kv[0].read == all_pages.kv[0].held == few.kv[0].held > 2 * few.kv[0].read
 
 
 def test_the_engine_counts_the_bytes(shipped: tuple[Any, Any], alone: Evaluation) -> None:

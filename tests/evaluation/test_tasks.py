@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparsejax.errors import ConfigError
-from sparsejax.evaluation.tasks import TASKS, make_sample
+from sparsejax.evaluation.tasks import TASKS, Ask, make_sample
 from tests.evaluation.tokenizers import tokenizer
 
 NEEDLE = re.compile(r" The magic number for (\w+) is (\w+)\.")
@@ -36,8 +36,9 @@ def test_lengths_are_exact_and_replies_score(task: str, kind: str, extra: int, s
     others = sorted(turn.choices - set(turn.answers))
     if others:
         assert not turn.score(f"{turn.reply.strip()} {others[0]}")
-    assert made.segments("Q+") == (made.context + turn.prompt,)
-    assert made.segments("Q-") == (made.context, turn.prompt)
+    whole = made.context + turn.prompt
+    assert made.asks("Q+") == made.asks("LD") == (Ask(whole, whole, turn),)
+    assert made.asks("Q-") == made.asks("MT")[:1] == (Ask(whole, made.context, turn),)
     assert all(0.0 <= depth <= 1.0 for depth in made.depths)
 
 
@@ -151,4 +152,4 @@ def test_bad_requests_say_what_to_do() -> None:
     with pytest.raises(ConfigError, match="filler"):
         make_sample("niah_single", length=256, seed=0, tokenizer=known, filler="lorem")
     with pytest.raises(ConfigError, match="protocol"):
-        make_sample("niah_single", length=256, seed=0, tokenizer=known).segments("Q")
+        make_sample("niah_single", length=256, seed=0, tokenizer=known).asks("Q")

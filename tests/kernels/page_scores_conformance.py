@@ -33,17 +33,18 @@ SPECS = (
 )
 
 
+def bounds_of(case: Case) -> np.ndarray:
+    """Bounds of the pages, NaN where a page has no tokens."""
+    keys = case.k_pages.astype(np.float32)
+    dead = np.isnan(keys)
+    low = np.where(dead, np.inf, keys).min(2)
+    high = np.where(dead, -np.inf, keys).max(2)
+    bounds = np.concatenate([low, high], axis=-1)
+    return np.where(np.isfinite(bounds), bounds, np.nan).astype(case.k_pages.dtype)
+
+
 class PageScoresConformance(Conformance):
     """Subclass it with the name of a backend."""
-
-    def bounds(self, case: Case) -> np.ndarray:
-        """Bounds of the pages, NaN where a page has no tokens."""
-        keys = case.k_pages.astype(np.float32)
-        dead = np.isnan(keys)
-        low = np.where(dead, np.inf, keys).min(2)
-        high = np.where(dead, -np.inf, keys).max(2)
-        bounds = np.concatenate([low, high], axis=-1)
-        return np.where(np.isfinite(bounds), bounds, np.nan).astype(case.k_pages.dtype)
 
     def scores(self, case: Case, bounds: np.ndarray, spec: ScoreSpec, **changed):
         """The op on the lists of `case`."""
@@ -54,7 +55,7 @@ class PageScoresConformance(Conformance):
     @pytest.mark.parametrize("spec", SPECS, ids=str)
     def test_agrees_with_the_oracle(self, spec: ScoreSpec):
         case = build(spec)
-        bounds = self.bounds(case)
+        bounds = bounds_of(case)
         if self.declines(spec, lambda: self.scores(case, bounds, spec)):
             return
         low, high = np.split(bounds, 2, axis=-1)
@@ -68,7 +69,7 @@ class PageScoresConformance(Conformance):
     def test_bounds_may_be_padded(self):
         spec = SPECS[2]
         case = build(spec)
-        low, high = np.split(self.bounds(case), 2, axis=-1)
+        low, high = np.split(bounds_of(case), 2, axis=-1)
         padding = np.full((*low.shape[:2], 128 - spec.head_dim), 0, low.dtype)
         padded = np.concatenate([low, padding, high, padding], axis=-1)
         if self.declines(spec, lambda: self.scores(case, padded, spec)):
@@ -79,7 +80,7 @@ class PageScoresConformance(Conformance):
     def test_rows_do_not_depend_on_their_neighbours(self):
         spec = SPECS[1]
         case = build(spec)
-        bounds = self.bounds(case)
+        bounds = bounds_of(case)
         if self.declines(spec, lambda: self.scores(case, bounds, spec)):
             return
         together = self.scores(case, bounds, spec)

@@ -11,7 +11,8 @@ import tune
 
 from pallas_kernels import tuning
 from pallas_kernels.mosaic_gpu import target
-from pallas_kernels.mosaic_gpu.decode import SHARED_BYTES, Config, Shape, shared_bytes
+from pallas_kernels.mosaic_gpu.decode import Config, Shape, shared_bytes
+from pallas_kernels.mosaic_gpu.target import SHARED_BYTES
 
 ENTRY = {
     "op": "paged_decode_attention",

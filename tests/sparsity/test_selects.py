@@ -110,7 +110,7 @@ def test_undeclared_and_unknown_policies_are_refused():
 @pytest.mark.parametrize("page_size", [16, 32])
 @pytest.mark.parametrize("recent", [0, 1, 15, 16, 17, 64])
 def test_recent_tokens_are_in_the_recent_pages(page_size, recent):
-    pages = SparsityConfig("window", budget=1, recent=recent).page_counts(1000, page_size)
+    pages = SparsityConfig(select="window", budget=1, recent=recent).page_counts(1000, page_size)
     for length in range(recent + 1, recent + 3 * page_size):
         listed = -(-length // page_size)
         first_read = (listed - pages.recents) * page_size

@@ -24,6 +24,17 @@ TINY = {
 
 
 def tiny(folder: Path) -> Recipe:
-    path = folder / "tiny.json"
-    path.write_text(json.dumps(TINY))
+    return write(folder, TINY)
+
+
+def calm(folder: Path) -> Recipe:
+    """The same with float32 products and a low rate, so that rounding does not grow from step to step."""
+    stages = [stage | {"rate": 1e-3} for stage in TINY["stages"]]
+    return write(folder, TINY | {"shape": TINY["shape"] | {"dot_dtype": "float32"}, "stages": stages})
+
+
+def write(folder: Path, recipe: dict) -> Recipe:
+    """Writes a recipe to ``folder/recipe.json`` and reads it back."""
+    path = folder / "recipe.json"
+    path.write_text(json.dumps(recipe))
     return load_recipe(path)

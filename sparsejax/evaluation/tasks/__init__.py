@@ -17,7 +17,7 @@ from sparsejax.evaluation.tasks.compose import Plan, compose, token_counter
 from sparsejax.evaluation.tasks.counting import common_words, copy_list, frequent_words
 from sparsejax.evaluation.tasks.questions import question_answering
 from sparsejax.evaluation.tasks.retrieval import niah, variable_tracking
-from sparsejax.evaluation.tasks.sample import PROTOCOLS, Sample, Turn
+from sparsejax.evaluation.tasks.sample import PROTOCOLS, Ask, Sample, Turn
 
 TASKS: dict[str, tuple[Callable[..., Plan], dict[str, Any]]] = {
     "niah_single": (niah, {"keys": 1}),
@@ -35,7 +35,7 @@ TASKS: dict[str, tuple[Callable[..., Plan], dict[str, Any]]] = {
     "copy": (copy_list, {}),
 }
 
-__all__ = ["PROTOCOLS", "TASKS", "Sample", "Turn", "make_sample"]
+__all__ = ["PROTOCOLS", "TASKS", "Ask", "Sample", "Turn", "make_sample"]
 
 
 def make_sample(task: str, *, length: int, seed: int, tokenizer: Any, **options: Any) -> Sample:

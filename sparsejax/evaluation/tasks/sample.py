@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from sparsejax.errors import ConfigError
 
 PROTOCOLS = ("Q+", "Q-", "MT", "LD")
+LATER = frozenset({"Q-", "MT"})
+"""Protocols that compress before any question is read."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,21 @@ class Turn:
 
 
 @dataclass(frozen=True)
+class Ask:
+    """One request of a protocol.
+
+    Attributes:
+        text: everything up to where the reply begins.
+        head: the start of `text` after which the cache is compressed, before the rest is read.
+        turn: the question that `text` ends with.
+    """
+
+    text: str
+    head: str
+    turn: Turn
+
+
+@dataclass(frozen=True)
 class Sample:
     """One document of a task with its questions.
 
@@ -65,17 +82,22 @@ class Sample:
     turns: tuple[Turn, ...]
     depths: tuple[float, ...]
 
-    def segments(self, protocol: str) -> tuple[str, ...]:
-        """The texts to feed one after the other, a reply after each but where it is the bare context.
+    def asks(self, protocol: str) -> tuple[Ask, ...]:
+        """What to serve under a protocol, one request per question.
 
-        ``Q+``: the question is part of what gets compressed. ``Q-``: the context is compressed first, the question
-        comes later. ``MT``: as ``Q-`` with all questions, one after the other. ``LD``: as ``Q+``; the long reply is
-        what compression runs through.
+        ``Q+``: the question is part of what gets compressed, so a method may keep what it needs. ``Q-``: the document
+        is compressed before the question is read. ``MT``: as ``Q-`` for every question, each after the earlier ones
+        with their correct replies, all on the same compressed document. ``LD``: as ``Q+`` where the reply is long, so
+        that what is read and kept changes while it is made.
+
+        Raises:
+            ConfigError: there is no such protocol.
         """
-        if protocol in ("Q+", "LD"):
-            return (self.context + self.turns[0].prompt,)
-        if protocol == "Q-":
-            return (self.context, self.turns[0].prompt)
-        if protocol == "MT":
-            return (self.context, *(turn.prompt for turn in self.turns))
-        raise ConfigError(f"protocol {protocol!r} is unknown; use one of {', '.join(PROTOCOLS)}")
+        if protocol not in PROTOCOLS:
+            raise ConfigError(f"protocol {protocol!r} is unknown; use one of {', '.join(PROTOCOLS)}")
+        asks, text = [], self.context
+        for turn in self.turns if protocol == "MT" else self.turns[:1]:
+            text += turn.prompt
+            asks.append(Ask(text, self.context if protocol in LATER else text, turn))
+            text += turn.reply.removesuffix("\n")
+        return tuple(asks)

@@ -6,9 +6,16 @@ lists. What lies past a row's count may hold anything. Sinks, recents, budgets a
 
 from __future__ import annotations
 
-from sparsejax.sparsity.select import oracle, quest, random, window
+from sparsejax.sparsity.select import omnikv, oracle, quest, random, strided, window
 from sparsejax.sparsity.select.query import Query
 
 __all__ = ["SCORES", "Query"]
 
-SCORES = {"window": window.scores, "random": random.scores, "oracle": oracle.scores, "quest": quest.scores}
+SCORES = {
+    "window": window.scores,
+    "strided": strided.scores,
+    "random": random.scores,
+    "oracle": oracle.scores,
+    "quest": quest.scores,
+    "omnikv": omnikv.scores,
+}

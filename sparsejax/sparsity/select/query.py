@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from jaxtyping import Array
+from jaxtyping import Array, Float
+
+import pallas_kernels
 
 
 class Query(NamedTuple):
@@ -15,6 +17,7 @@ class Query(NamedTuple):
         lengths: tokens of each row, the query's own included.
         bounds: key bounds of sealed pages ``[N, K, 2D]``; None unless a declared select needs them.
         options: `window`, `soft_cap` and `implementation` of the layer's attention.
+        lse: log-sum-exp ``[B, H]`` of attention over all pages, for rows whose select reads all of them.
     """
 
     q: Array
@@ -25,3 +28,12 @@ class Query(NamedTuple):
     counts: Array
     lengths: Array
     options: dict[str, Any]
+    lse: Array | None = None
+
+
+def probability(query: Query, group: str) -> Float[Array, "B K S"]:
+    """Attention probability of each page, reduced over the query heads of a KV head by `group`."""
+    options = {name: value for name, value in query.options.items() if name != "implementation"}
+    return pallas_kernels.attention_mass(
+        query.q, query.k_pages, query.page_ids, query.counts, query.lengths, query.lse, group=group, **options
+    )

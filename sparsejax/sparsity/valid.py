@@ -1,0 +1,83 @@
+"""Checks of the parameters of a policy, one by one and together. Imports no JAX."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sparsejax.errors import ConfigError
+from sparsejax.sparsity.kinds import ALL, SELECTS
+
+if TYPE_CHECKING:
+    from sparsejax.sparsity.policy import SparsityConfig
+
+ESTIMATING = ", ".join(repr(name) for name, select in SELECTS.items() if select.units != "rank")
+
+
+def integer(name: str, value: Any, least: int) -> None:
+    """Requires an integer of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ConfigError(f"{name}={value!r} must be an integer of at least {least}.")
+
+
+def share(name: str, value: Any) -> None:
+    """Requires a number in (0, 1]."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 1:
+        raise ConfigError(f"{name}={value!r}: give a share in (0, 1].")
+
+
+def budget(value: Any) -> None:
+    """Requires tokens as an integer or a share as a float."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+        raise ConfigError(f"budget={value!r}: give tokens (an integer) or a share of the prompt (a float).")
+    if isinstance(value, float) and value > 1:
+        raise ConfigError(f"budget={value!r}: a share lies in (0, 1]; give an integer for tokens.")
+
+
+def layers(value: Any) -> tuple[int, ...] | str | None:
+    """Filter layers as a tuple, ``"auto"`` or None."""
+    if value is None or value == "auto":
+        return value
+    given = tuple(value) if isinstance(value, (list, tuple)) else ()
+    plain = all(isinstance(layer, int) and not isinstance(layer, bool) and layer >= 0 for layer in given)
+    if not given or not plain or list(given) != sorted(set(given)):
+        raise ConfigError(
+            f"filter_layers={value!r}: give layer numbers in ascending order such as (0, 4, 9), 'auto', or None "
+            "for every layer."
+        )
+    return given
+
+
+def refusals(config: SparsityConfig) -> list[str]:
+    """Why parameters do not go together, one reason each; empty where they do."""
+    kind, reasons = config.kind, []
+    name, ranks = repr(kind.name), kind.units == "rank"
+    cheap = ranks and kind.function is None
+    if kind is ALL and config.dense_layers:
+        reasons.append(f"dense_layers={config.dense_layers}: select={name} reads all in every layer; leave it at 0.")
+    if config.dense_layers and config.filter_layers is not None:
+        reasons.append(
+            f"dense_layers={config.dense_layers}: layers before the first filter layer read everything; leave it at 0 "
+            f"and let filter_layers begin where they end."
+        )
+    if config.stride is not None and kind is not SELECTS["strided"]:
+        reasons.append(f"stride={config.stride}: only select='strided' reads every n-th page; leave it out for {name}.")
+    if config.top_p < 1 and ranks:
+        reasons.append(
+            f"top_p={config.top_p}: select={name} estimates no attention probability that could reach it; leave top_p "
+            f"at 1, or select by {ESTIMATING}."
+        )
+    if config.filter_layers is not None and cheap:
+        reasons.append(
+            f"filter_layers={config.filter_layers!r}: select={name} makes the same list in every layer, so there is "
+            f"nothing to reuse; leave it out, or select by {ESTIMATING}."
+        )
+    if config.interval > 1 and cheap:
+        reasons.append(
+            f"interval={config.interval}: select={name} costs nothing to select anew in every step; leave it at 1."
+        )
+    if kind is SELECTS["omnikv"] and config.filter_layers is None:
+        reasons.append(
+            "select='omnikv' reads everything where it selects, which pays only if other layers reuse the lists: "
+            "give filter_layers ('auto' or a tuple), or take select='oracle' to measure."
+        )
+    return reasons

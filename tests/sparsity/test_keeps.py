@@ -1,0 +1,207 @@
+"""Eviction in the engine: the same tokens however a request is chunked, batched or preempted, and pages that leave."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax.numpy as jnp
+import pytest
+
+from sparsejax import SamplingParams
+from sparsejax.errors import ConfigError, RequestError
+from sparsejax.sparsity.eviction import Eviction, Keep
+from sparsejax.sparsity.policy import PRESETS, SparsityConfig
+from tests.engine.in_place import assert_in_place
+from tests.engine.models import random_prompts, tiny_engine, tiny_model
+
+PROMPTS = random_prompts(6, (70, 150, 3, 230, 90))
+KEEPS = [name for name, preset in PRESETS.items() if preset.keep.method != "all"]
+SMALL = {"budget": 40, "sink": 3, "recent": 12, "window": 12, "pool": 3, "interval": 17}
+GREEDY = SamplingParams(temperature=0.0, max_tokens=40, ignore_eos=True)
+
+
+def preset(name: str, **changed) -> dict:
+    return {"preset": name, **SMALL, **changed}
+
+
+DECLARED = ["dense", *map(preset, KEEPS), {"preset": "quest", "budget": 48, "recent": 16}]
+
+
+def asking(name: str, **changed) -> SamplingParams:
+    return dataclasses.replace(GREEDY, sparsity=preset(name, **changed))
+
+
+def tokens(outputs):
+    return [[choice.token_ids for choice in output.outputs] for output in outputs]
+
+
+@pytest.fixture(scope="module")
+def engine():
+    with tiny_engine(sparsity=DECLARED, warmup="full") as engine:
+        yield engine
+
+
+@pytest.fixture(scope="module")
+def alone(engine):
+    return {name: [tokens(engine.generate(p, asking(name)))[0] for p in PROMPTS] for name in KEEPS}
+
+
+def test_evicting_changes_tokens_and_differs_by_method(engine, alone):
+    dense = tokens(engine.generate(PROMPTS, GREEDY))
+    answers = {name: str(alone[name][3]) for name in KEEPS}
+    assert len(set(answers.values())) == len(KEEPS)
+    assert all(alone[name][3] != dense[3] for name in KEEPS)
+    # The first token is sampled from the whole prompt, and a prompt within the budget keeps everything.
+    assert all(alone[name][3][0][0] == dense[3][0][0] for name in KEEPS)
+    assert all(alone[name][2] == dense[2] for name in KEEPS if name != "rkv")
+
+
+def test_a_mixed_batch_gives_each_request_what_it_gets_alone(engine, alone):
+    mixed = SamplingParams(**{**vars(GREEDY), "sparsity": {"preset": "quest", "budget": 48, "recent": 16}})
+    wanted = [tokens(engine.generate(p, mixed))[0] for p in PROMPTS]
+    before = engine.stats()["compiles"]
+    requests = [(p, asking(name)) for name in KEEPS for p in PROMPTS] + [(p, mixed) for p in PROMPTS]
+    outputs = engine.generate([p for p, _ in requests], [params for _, params in requests])
+    assert tokens(outputs) == [answer for name in KEEPS for answer in alone[name]] + wanted
+    assert engine.stats()["compiles"] == before
+    assert engine.stats()["kv_live_pages"] == 0
+
+
+def test_a_question_that_comes_later_reads_the_compressed_prompt(engine, alone):
+    later = [{"prompt_token_ids": PROMPTS[3], "compress_at": at} for at in (229, 180, 90, 230)]
+    answers = tokens(engine.generate(later, asking("snapkv")))
+    assert answers[3] == alone["snapkv"][3]
+    assert len({str(answer) for answer in answers}) == 4
+    with tiny_engine(sparsity=DECLARED, max_num_batched_tokens=16) as other:
+        assert tokens(other.generate(later, asking("snapkv"))) == answers
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        dict(max_num_batched_tokens=16),
+        dict(max_num_batched_tokens=512, num_decode_steps=5),
+        dict(max_num_seqs=3, max_num_batched_tokens=20, page_size=64),
+    ],
+    ids=str,
+)
+def test_chunks_and_pages_do_not_change_tokens(alone, settings):
+    with tiny_engine(sparsity=DECLARED, **settings) as other:
+        for name in KEEPS:
+            if "page_size" in settings and name == "random_keep":
+                continue  # which numbers it draws depends on the number of slots
+            assert tokens(other.generate(PROMPTS, asking(name))) == alone[name], name
+
+
+def test_preempted_equals_uninterrupted(engine, alone):
+    growing = random_prompts(7, (9,) * 7)
+    wanted = tokens(engine.generate(growing, asking("rkv", budget=30)))
+    allocator = engine.core.scheduler.allocator
+    taken = allocator.allocate(allocator.num_free - 19)
+    try:
+        for name in KEEPS:
+            before = engine.stats()["num_preemptions"]
+            params = [asking("rkv", budget=30)] * len(growing) + [asking(name)] * len(PROMPTS)
+            assert tokens(engine.generate([*growing, *PROMPTS], params)) == [*wanted, *alone[name]], name
+            assert engine.stats()["num_preemptions"] > before
+    finally:
+        allocator.release(taken)
+    assert engine.stats()["kv_live_pages"] == 0
+
+
+def test_samples_of_one_request_and_aborts(engine):
+    params = dataclasses.replace(asking("snapkv"), temperature=0.9, seed=3, n=3)
+    together = tokens(engine.generate(PROMPTS[1], params))[0]
+    assert len({tuple(choice) for choice in together}) == 3
+    assert together[0] == tokens(engine.generate(PROMPTS[1], dataclasses.replace(params, n=1)))[0][0]
+    for index in range(6):
+        engine.add_request(f"r{index}", PROMPTS[3], asking("rkv"))
+    for _ in range(12):
+        engine.step()
+    engine.abort([f"r{index}" for index in range(6)])
+    while engine.has_unfinished():
+        engine.step()
+    assert engine.stats()["kv_live_pages"] == 0
+
+
+def test_pages_leave_at_once_and_the_counters_say_so(engine):
+    engine.generate(PROMPTS[2], GREEDY)  # collects what earlier requests left on its way
+    before = engine.stats()
+    engine.add_request("r", PROMPTS[3], asking("snapkv"))
+    most = 0
+    while engine.stats()["num_running"] or engine.stats()["num_waiting"]:
+        engine.step()
+        held = engine.stats()["kv_live_pages"]
+        most = max(most, held)
+        (sequence,) = engine.core.scheduler.running or [None]
+        if sequence is not None and sequence.num_computed > 231:
+            assert held == -(-(sequence.num_computed - 230 + 40) // 16) == len(sequence.pages)
+    while engine.has_unfinished():
+        engine.step()
+    assert most == -(-230 // 16)
+    after = engine.stats()
+    held, dense = (after[name] - before[name] for name in ("decode_held_bytes", "decode_dense_bytes"))
+    steps, page = range(1, 40), engine.stats()["kv_page_bytes"]
+    assert held == page * sum(-(-(40 + step) // 16) for step in steps)
+    assert dense == page * sum(-(-(230 + step) // 16) for step in steps)
+
+
+def test_pools_bounds_and_observed_queries_are_updated_in_place(engine):
+    assert_in_place(engine)
+    memory = engine.memory()
+    assert memory["observed_queries"] == 2 * 9 * 12 * 4 * 16 * 4
+    assert memory["total"] == sum(size for part, size in memory.items() if part != "total")
+
+
+def test_eviction_and_selection_compose(engine):
+    both = SparsityConfig(keep=Keep("keydiff", budget=100, recent=12, window=12, pool=3), select="window", budget=48)
+    with tiny_engine(sparsity=[both]) as other:
+        before = other.stats()
+        other.generate(PROMPTS[3], GREEDY)
+        read, held, dense = (
+            other.stats()[f"decode_{name}_bytes"] - before[f"decode_{name}_bytes"] for name in ("read", "held", "dense")
+        )
+    assert read < held < dense
+
+
+def test_a_score_of_ones_own():
+    def newest(view):
+        return jnp.arange(view.page_ids.shape[0] * view.page_size, dtype=jnp.float32)[None]
+
+    mine = SparsityConfig(keep=Keep.scored(newest, budget=64, sink=0, recent=1, window=8))
+    with tiny_engine(sparsity=["dense", mine]) as other:
+        kept = tokens(other.generate(PROMPTS[3], dataclasses.replace(GREEDY, sparsity=mine)))
+        assert kept != tokens(other.generate(PROMPTS[3], GREEDY))
+
+
+def test_refusals_say_what_to_do():
+    with pytest.raises(ConfigError, match="sliding window"):
+        tiny_engine(tiny_model(window=32), sparsity="snapkv")
+    with tiny_engine(sparsity=["dense", {"preset": "snapkv", "budget": 64}]) as other:
+        with pytest.raises(RequestError, match=r"eviction by snapkv \(window=32, pool=7\), not by keydiff"):
+            other.generate(PROMPTS[0], SamplingParams(sparsity="keydiff"))
+        with pytest.raises(RequestError, match="down to at most 64 tokens, not 100"):
+            other.generate(PROMPTS[3], SamplingParams(sparsity={"preset": "snapkv", "budget": 100}))
+        with pytest.raises(RequestError, match="window=16"):
+            other.generate(PROMPTS[3], SamplingParams(sparsity={"preset": "snapkv", "budget": 40, "window": 16}))
+    for bad in (dict(budget=0), dict(pool=4), dict(window=0), dict(budget=1.5), dict(recent=True), dict(stride=3)):
+        with pytest.raises(ConfigError):
+            SparsityConfig.preset("snapkv", **bad)
+    with pytest.raises(ConfigError, match="interval=8 must be at least window=16"):
+        Keep("rkv", window=16, interval=8)
+    with pytest.raises(ConfigError, match="not one of"):
+        SparsityConfig(keep="snap")
+
+
+@pytest.mark.parametrize("at,kept,interval", [(50, 20, None), (50, 20, 7), (33, 32, 16), (16, 16, 1)])
+def test_peak_pages_are_those_of_a_simulation(at, kept, interval):
+    eviction = Eviction(at, kept, interval)
+    slots, computed, peak, due = 0, 0, 0, at
+    for total in range(1, 150):
+        if computed == due:
+            peak = max(peak, -(-slots // 16) + -(-kept // 16))
+            slots, due = kept, computed + interval if interval else None
+        slots, computed = slots + 1, computed + 1
+        peak = max(peak, -(-slots // 16))
+        assert eviction.peak_pages(total, 16) >= peak
+        assert eviction.peak_pages(total, 16) <= peak + 1
