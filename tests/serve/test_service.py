@@ -32,8 +32,8 @@ def serve(scenario, limits: ServiceLimits | None = None, **overrides):
         service.start()
         await service.loaded()
         try:
-            result = await asyncio.wait_for(scenario(service), 60)
-            assert await service.drain(10)
+            result = await asyncio.wait_for(scenario(service), 120)
+            assert await service.drain(120)  # a first use may compile
             assert service.stats()["kv_live_pages"] == 0
             assert (service.admission.requests, service.admission.prompt_tokens) == (0, 0)
             return result
