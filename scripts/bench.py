@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 
-from benchmarks import serve, start, steps
+from benchmarks import decode, serve, start, steps
 
-COMMANDS = {"serve": serve, "steps": steps, "start": start}
+COMMANDS = {"serve": serve, "steps": steps, "start": start, "decode": decode}
 
 
 def main() -> int:
