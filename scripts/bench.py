@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 
-from benchmarks import serve, start, steps
+from benchmarks import http_overhead, serve, start, steps
 
-COMMANDS = {"serve": serve, "steps": steps, "start": start}
+COMMANDS = {"http": http_overhead, "serve": serve, "steps": steps, "start": start}
 
 
 def main() -> int:
