@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 
-from benchmarks import decode, serve, start, steps
+from benchmarks import decode, http_overhead, serve, start, steps
 
-COMMANDS = {"serve": serve, "steps": steps, "start": start, "decode": decode}
+COMMANDS = {"http": http_overhead, "serve": serve, "steps": steps, "start": start, "decode": decode}
 
 
 def main() -> int:
