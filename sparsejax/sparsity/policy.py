@@ -189,10 +189,12 @@ PRESETS: dict[str, SparsityConfig] = {
     "quest": SparsityConfig(select="quest"),
     "omnikv": SparsityConfig(select="omnikv", filter_layers="auto"),
     "turbo": SparsityConfig(select="quest", filter_layers="auto", interval=4),
+    "streaming": SparsityConfig(Keep("streaming", interval=256)),
     "snapkv": SparsityConfig(Keep("snapkv")),
     "keydiff": SparsityConfig(Keep("keydiff")),
     "expected_attention": SparsityConfig(Keep("expected_attention", window=64)),
     "rkv": SparsityConfig(Keep("rkv")),
+    "h2o": SparsityConfig(Keep("h2o")),
     "random_keep": SparsityConfig(Keep("random")),
 }
 
