@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 
-from benchmarks import decode, serve, start, steps
+from benchmarks import bounds, decode, serve, start, steps
 
-COMMANDS = {"serve": serve, "steps": steps, "start": start, "decode": decode}
+COMMANDS = {"serve": serve, "steps": steps, "start": start, "decode": decode, "bounds": bounds}
 
 
 def main() -> int:
