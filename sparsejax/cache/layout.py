@@ -103,22 +103,8 @@ class DenseLayout:
     def move_tokens(
         self, pools: Pools, page_ids: Int[Array, " S"], slots: Int[Array, "K C"], new_pages: Int[Array, " S2"]
     ) -> Pools:
-        """Copies the tokens at `slots` of the pages `page_ids`, per KV head, to the slots of `new_pages` in order.
-
-        Slots past the pages leave zeros. `new_pages` hold at least C tokens.
-        """
-        head = jnp.arange(self.num_kv_heads)
-        pages, offsets = jnp.divmod(jnp.minimum(slots, page_ids.shape[0] * self.page_size - 1), self.page_size)
-        there = (slots < page_ids.shape[0] * self.page_size)[..., None]
-        spare = len(new_pages) * self.page_size - slots.shape[1]
-
-        def move(pool: Array) -> Array:
-            tokens = jnp.where(there, pool[page_ids[pages], head[:, None], offsets], 0)
-            tokens = jnp.pad(tokens, ((0, 0), (0, spare), (0, 0)))
-            tiles = tokens.reshape(self.num_kv_heads, len(new_pages), self.page_size, self.lanes).swapaxes(0, 1)
-            return pool.at[new_pages[:, None], head].set(tiles)
-
-        return jax.tree.map(move, pools)
+        """`move_tokens` of keys and values."""
+        return jax.tree.map(lambda pool: move_tokens(pool, page_ids, slots, new_pages), pools)
 
 
 @dataclass(frozen=True)
@@ -189,3 +175,19 @@ class CodedLayout:
     ) -> tuple[Codes, Pools]:
         """Copies whole sealed pages ``source[i] -> target[i]``."""
         return self.sealed.copy(pools[0], source, target), pools[1]
+
+
+def move_tokens(
+    pool: Float[Array, "N K P X"], page_ids: Int[Array, " S"], slots: Int[Array, "K C"], new_pages: Int[Array, " S2"]
+) -> Float[Array, "N K P X"]:
+    """Copies the tokens at `slots` of the pages `page_ids`, per KV head, to the slots of `new_pages` in order.
+
+    Slots past the pages leave zeros. `new_pages` hold at least C tokens.
+    """
+    _, kv_heads, page_size, lanes = pool.shape
+    head, end = jnp.arange(kv_heads), page_ids.shape[0] * page_size
+    pages, offsets = jnp.divmod(jnp.minimum(slots, end - 1), page_size)
+    tokens = jnp.where((slots < end)[..., None], pool[page_ids[pages], head[:, None], offsets], 0)
+    tokens = jnp.pad(tokens, ((0, 0), (0, len(new_pages) * page_size - slots.shape[1]), (0, 0)))
+    tiles = tokens.reshape(kv_heads, len(new_pages), page_size, lanes).swapaxes(0, 1)
+    return pool.at[new_pages[:, None], head].set(tiles)

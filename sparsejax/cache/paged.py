@@ -49,7 +49,7 @@ class StepBatch:
         prefill: rows of the tokens after them, or None.
         rows, chunk_rows: numbers of the decode rows, and of the rows of the chunks, in the device state.
         policy: what the decode rows read, for the selector.
-        observe: row and index under which each token's query is stored; None where no query is.
+        observe: what `observed` takes in of the step's queries (a `sparsity.seen.Observe`); None where nothing is.
         segments: how the chunks lie in pages, where the KV object asks for it (`planned`).
     """
 
@@ -62,7 +62,7 @@ class StepBatch:
     rows: Int[Array, " B"] | None = None
     chunk_rows: Int[Array, " B"] | None = None
     policy: Any = None
-    observe: tuple[Int[Array, " T"], Int[Array, " T"]] | None = None
+    observe: Any = None
     segments: Any = None
 
 
@@ -77,7 +77,7 @@ class PagedKV:
         bounds: per layer, what the selector keeps of sealed pages, or None.
         kept: per layer, what the selector keeps of rows between steps, or None.
         handed: what the selector hands from layer to layer; None between steps.
-        observed: per layer, queries ``[B, W, H, D]`` of each row before rotation that eviction will look at, or None.
+        observed: per layer, what eviction will look at (a `sparsity.seen.Seen`), or None.
         implementation: which backend serves the operations; None picks the best.
         selector: what decode rows read (a `sparsity.selector.Selector`); None reads all pages.
     """
@@ -85,7 +85,7 @@ class PagedKV:
     pools: tuple[Pools, ...]
     bounds: tuple[Array | None, ...]
     kept: tuple[Any, ...]
-    observed: tuple[Array | None, ...]
+    observed: tuple[Any, ...]
     group: CacheGroup = field(metadata={"static": True})
     windows: tuple[int | None, ...] = field(metadata={"static": True})
     soft_cap: float | None = field(default=None, metadata={"static": True})
@@ -99,7 +99,7 @@ class PagedKV:
 
     def parts(self) -> dict[str, Any]:
         """Its arrays by component."""
-        return {"kv_pages": self.pools, "page_bounds": self.bounds, "observed_queries": self.observed}
+        return {"kv_pages": self.pools, "page_bounds": self.bounds, "observed_attention": self.observed}
 
     def attend(
         self,
@@ -115,12 +115,12 @@ class PagedKV:
         What a query sees depends on its position only: every token at or before it (inside the window).
         """
         layout, observed = self.group.layout, self.observed[layer]
-        if batch.observe is not None:
-            observed = observed.at[batch.observe].set(q)
         pools = layout.write(
             self.pools[layer], rotate(k), v, batch.page_ids, batch.offsets, self.implementation
         )
-        q = rotate(q)
+        plain, q = q, rotate(q)
+        if observed is not None:
+            observed = observed.with_step(plain, q, pools, batch, self._options(layer))
         decode_count, bounds = batch.decode.lengths.shape[0], self.bounds[layer]
         if self.selector is not None:
             bounds = self.selector.seal(bounds, pools, batch.page_ids, batch.offsets, decode_count)
@@ -160,7 +160,8 @@ class PagedKV:
         if self.selector is not None:
             sealed = jnp.arange(len(new_pages)) < count // layout.page_size
             bounds = self.selector.seal_pages(bounds, pools, jnp.where(sealed, new_pages, 0))
-        return self._with_layer(layer, pools, bounds, self.kept[layer], self.observed[layer], self.handed)
+        observed = self.observed[layer].with_tokens_moved(page_ids, slots, new_pages)
+        return self._with_layer(layer, pools, bounds, self.kept[layer], observed, self.handed)
 
     def without_row(self, row: Int[Array, ""]) -> PagedKV:
         """Forgets what layers kept of a row's earlier steps: another sequence takes it."""
@@ -191,7 +192,7 @@ class PagedKV:
         return dict(window=self.windows[layer], soft_cap=self.soft_cap, implementation=self.implementation)
 
     def _with_layer(
-        self, layer: int, pools: Pools, bounds: Array | None, kept: Any, observed: Array | None, handed: Any
+        self, layer: int, pools: Pools, bounds: Array | None, kept: Any, observed: Any, handed: Any
     ) -> PagedKV:
         def put(values: tuple, value: Any) -> tuple:
             return (*values[:layer], value, *values[layer + 1 :])

@@ -41,6 +41,12 @@ class DeviceState:
     policy: PolicyRows | None
     keep: KeepRows | None
 
+    @property
+    def num_observed(self) -> int:
+        """Queries that are stored per row for evictions to come."""
+        queries = self.kv.observed[0].queries
+        return 0 if queries is None else queries.shape[1]
+
     def with_entries(
         self, rows: Int[Array, " U"], indices: Int[Array, " U"], pages: Int[Array, " U"]
     ) -> DeviceState:
@@ -110,7 +116,7 @@ def initial_state(
     pools = tuple(group.layout.zeros() for _ in group.layers)
     bounds = tuple(None if selector is None else selector.initial_bounds(group.layout) for _ in group.layers)
     observed = tuple(
-        None if evictor is None else evictor.observed(num_rows + 1, group.layout.dtype) for _ in group.layers
+        None if evictor is None else evictor.nothing_seen(num_rows + 1, group.layout) for _ in group.layers
     )
     kept = tuple(None if selector is None else selector.initial_lists(num_rows + 1) for _ in group.layers)
     kind = CodedKV if isinstance(group.layout, CodedLayout) else PagedKV

@@ -72,7 +72,7 @@ def refusals(config: SparsityConfig) -> list[str]:
             f"and let filter_layers begin where they end."
         )
     if config.stride is not None and kind is not SELECTS["strided"]:
-        reasons.append(f"stride={config.stride}: only select='strided' reads every n-th page; leave it out for {name}.")
+        reasons.append(f"stride={config.stride}: only select='strided' reads every n-th page; leave it out.")
     if config.top_p < 1 and ranks:
         reasons.append(
             f"top_p={config.top_p}: select={name} estimates no attention probability that could reach it; leave top_p "
