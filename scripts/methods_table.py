@@ -14,6 +14,7 @@ from sparsejax.errors import ConfigError
 from sparsejax.sparsity.eviction import OBSERVES
 from sparsejax.sparsity.kinds import SELECTS
 from sparsejax.sparsity.policy import SparsityConfig
+from sparsejax.sparsity.valid import CODECS
 
 PAGE = Path(__file__).resolve().parent.parent / "docs/methods.md"
 MARKED = re.compile(r"(<!-- combinations -->\n).*?(<!-- /combinations -->)", re.S)
@@ -58,7 +59,22 @@ def text() -> str:
         if (reason := refusal(keep=keep, select=select, filter_layers="auto" if select == "omnikv" else None))
     ]
     together = "\n".join(apart) or "Every keep goes with every select."
-    return f"{table}\n\n{notes}\n\n{together}\n"
+    return f"{table}\n\n{notes}\n\n{together} {codecs()}\n"
+
+
+def codecs() -> str:
+    """Whether codecs go with selects and keeps, which all of a kind must answer alike."""
+    coded = [codec for codec in CODECS if codec != "dense"]
+    selects = {
+        refusal(select=select, codec=codec, filter_layers="auto" if select == "omnikv" else None)
+        for select in SELECTS
+        for codec in coded
+    }
+    keeps = {refusal(keep=keep, codec=codec) is None for keep in OBSERVES if keep != "all" for codec in coded}
+    if selects != {None} or keeps != {False}:
+        raise SystemExit("codecs no longer go with every select and no keep; say here with which they do")
+    names = ", ".join(f"`{codec}`" for codec in coded)
+    return f"The codecs {names} go with every select and with no keep that evicts."
 
 
 def main() -> int:
