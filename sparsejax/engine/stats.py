@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sparsejax.engine.core import EngineCore
+from sparsejax.engine.reads import recall_stats
 
 
 def engine_stats(core: EngineCore) -> dict[str, int | float]:
@@ -25,6 +26,9 @@ def engine_stats(core: EngineCore) -> dict[str, int | float]:
         "decode_dense_bytes": core.counters["decode_tiles_dense"] * tile_bytes,
         "decode_held_bytes": core.counters["decode_tiles_held"] * tile_bytes,
         "decode_read_bytes": core.counters["decode_tiles_read"] * tile_bytes,
+        "budgets_widened": core.counters["budgets_widened"],
+        "budgets_dropped": core.counters["budgets_dropped"],
+        **recall_stats(core.counters),
         "kv_live_pages": allocator.num_live,
         "kv_free_pages": allocator.num_free,
         "kv_live_bytes": allocator.num_live * page_bytes,

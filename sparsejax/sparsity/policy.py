@@ -40,6 +40,10 @@ class SparsityConfig:
         filter_layers: layers that select; the layers after each of them reuse its list, those before the first
             read everything. ``"auto"`` spreads three over the depth; None is every layer for itself.
         dense_layers: so many first layers read everything.
+        recall_every: measure at every n-th position, with a dense pass, which share of the attention probability
+            the selection captured; 0 never does.
+        recall_floor: where the mean over layers falls under this share, the row's budget doubles, and past the
+            longest list the row reads everything from there on.
         seed: of ``random``.
     """
 
@@ -53,6 +57,8 @@ class SparsityConfig:
     top_p: float = 1.0
     filter_layers: tuple[int, ...] | str | None = None
     dense_layers: int = 0
+    recall_every: int = 0
+    recall_floor: float = 0.0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -64,11 +70,14 @@ class SparsityConfig:
                 "a function of your own is Select.scored(function)."
             )
         valid.budget(self.budget)
-        for name, least in (("sink", 0), ("recent", 0), ("interval", 1), ("dense_layers", 0), ("seed", 0)):
-            valid.integer(name, getattr(self, name), least)
+        for name in ("sink", "recent", "dense_layers", "recall_every", "seed"):
+            valid.integer(name, getattr(self, name), 0)
+        valid.integer("interval", self.interval, 1)
         if self.stride is not None:
             valid.integer("stride", self.stride, 1)
         valid.share("top_p", self.top_p)
+        if self.recall_floor:
+            valid.share("recall_floor", self.recall_floor)
         object.__setattr__(self, "filter_layers", valid.layers(self.filter_layers))
         for reason in valid.refusals(self):
             raise ConfigError(reason)
