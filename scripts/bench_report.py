@@ -53,7 +53,8 @@ def rewrite(source: Path, root: Path) -> dict[Path, str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    files = [path for path in (ROOT / "README.md", ROOT / "docs/benchmarks.md", ROOT / "docs/methods.md") if path.exists()]
+    pages = (ROOT / "README.md", ROOT / "docs/benchmarks.md", ROOT / "docs/methods.md")
+    files = [path for path in pages if path.exists()]
     parser.add_argument("files", nargs="*", type=Path, default=files)
     parser.add_argument("--check", action="store_true")
     args = parser.parse_args()

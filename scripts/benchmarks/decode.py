@@ -207,7 +207,7 @@ class Stepper:
             plan = StepPlan(decode=self.sequences, outputs=[(s, length) for s in self.sequences])
             results = self.runner.read(self.runner.dispatch(plan, True, False))
         seconds = (time.perf_counter() - started) / steps
-        if results.tiles is not None:
-            held, read = results.tiles.sum((0, 1)).tolist()
+        if results.reads is not None:
+            held, read = results.reads.tiles.sum((0, 1)).tolist()
             self.read = read / held
         return self._swap(()), seconds
