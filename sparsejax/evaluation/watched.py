@@ -88,9 +88,10 @@ class Recorded:
             self.queries[layer][jnp.maximum(positions, 0)], positions, jnp.array(tokens), keep.pool,
             lambda at: rope_tables(model.rope, model.head_dim, at), {"soft_cap": model.attn_soft_cap},
         )  # fmt: skip
+        length, stay = jnp.array(tokens), jnp.array(eviction.kept)
         scores = (keep.method if callable(keep.method) else SCORES[keep.method])(view)
         slots = jnp.broadcast_to(scores, (heads, self.shape.num_pages * self.shape.layout.page_size))
-        best = best_slots(slots, tokens, eviction.kept, rows.sink[0], rows.recent[0], eviction.kept)
+        best = best_slots(slots, length, stay, rows.sink[0], rows.recent[0], eviction.kept)
         return jnp.zeros((heads, tokens), bool).at[jnp.arange(heads)[:, None], best].set(True, mode="drop")
 
 
