@@ -14,6 +14,7 @@ import pallas_kernels
 from pallas_kernels.dispatch import Implementation
 from sparsejax.cache.group import CacheGroup
 from sparsejax.cache.layout import Pools
+from sparsejax.cache.views import CodedPages, DensePages
 
 
 @jax.tree_util.register_dataclass
@@ -46,8 +47,10 @@ class StepBatch:
         page_ids, offsets: where each token's key and value go; page 0 for padding.
         decode: rows of the first ``len(decode.lengths)`` tokens.
         prefill: rows of the tokens after them, or None.
-        rows, policy: for the selector, numbers of the decode rows in the device state, and what they read.
-        observe: row and index under which each token's query is stored; None where no query is.
+        rows, chunk_rows: numbers of the decode rows, and of the rows of the chunks, in the device state.
+        policy: what the decode rows read, for the selector.
+        observe: what `observed` takes in of the step's queries (a `sparsity.seen.Observe`); None where nothing is.
+        segments: how the chunks lie in pages, where the KV object asks for it (`planned`).
     """
 
     tokens: Int[Array, " T"]
@@ -57,8 +60,10 @@ class StepBatch:
     decode: Rows
     prefill: Rows | None = None
     rows: Int[Array, " B"] | None = None
+    chunk_rows: Int[Array, " B"] | None = None
     policy: Any = None
-    observe: tuple[Int[Array, " T"], Int[Array, " T"]] | None = None
+    observe: Any = None
+    segments: Any = None
 
 
 @jax.tree_util.register_dataclass
@@ -72,7 +77,7 @@ class PagedKV:
         bounds: per layer, what the selector keeps of sealed pages, or None.
         kept: per layer, what the selector keeps of rows between steps, or None.
         handed: what the selector hands from layer to layer; None between steps.
-        observed: per layer, queries ``[B, W, H, D]`` of each row before rotation that eviction will look at, or None.
+        observed: per layer, what eviction will look at (a `sparsity.seen.Seen`), or None.
         implementation: which backend serves the operations; None picks the best.
         selector: what decode rows read (a `sparsity.selector.Selector`); None reads all pages.
     """
@@ -80,13 +85,21 @@ class PagedKV:
     pools: tuple[Pools, ...]
     bounds: tuple[Array | None, ...]
     kept: tuple[Any, ...]
-    observed: tuple[Array | None, ...]
+    observed: tuple[Any, ...]
     group: CacheGroup = field(metadata={"static": True})
     windows: tuple[int | None, ...] = field(metadata={"static": True})
     soft_cap: float | None = field(default=None, metadata={"static": True})
     implementation: Implementation = field(default=None, metadata={"static": True})
     selector: Any = field(default=None, metadata={"static": True})
     handed: Any = None
+
+    def planned(self, batch: StepBatch) -> StepBatch:
+        """`batch` with what every layer would otherwise work out for itself; dense pages need nothing."""
+        return batch
+
+    def parts(self) -> dict[str, Any]:
+        """Its arrays by component."""
+        return {"kv_pages": self.pools, "page_bounds": self.bounds, "observed_attention": self.observed}
 
     def attend(
         self,
@@ -102,25 +115,16 @@ class PagedKV:
         What a query sees depends on its position only: every token at or before it (inside the window).
         """
         layout, observed = self.group.layout, self.observed[layer]
-        if batch.observe is not None:
-            observed = observed.at[batch.observe].set(q)
         pools = layout.write(
             self.pools[layer], rotate(k), v, batch.page_ids, batch.offsets, self.implementation
         )
-        q = rotate(q)
-        options = dict(window=self.windows[layer], soft_cap=self.soft_cap, implementation=self.implementation)
-        decode_count = batch.decode.lengths.shape[0]
-        bounds, kept, handed = self.bounds[layer], self.kept[layer], None
-        if self.selector is None:
-            page_ids, counts = batch.decode.page_list(layout.page_size)
-            out = pallas_kernels.paged_decode_attention(
-                q[:decode_count], *pools, page_ids, counts, batch.decode.lengths, **options
-            )
-        else:
+        plain, q = q, rotate(q)
+        if observed is not None:
+            observed = observed.with_step(plain, q, pools, batch, self._options(layer))
+        decode_count, bounds = batch.decode.lengths.shape[0], self.bounds[layer]
+        if self.selector is not None:
             bounds = self.selector.seal(bounds, pools, batch.page_ids, batch.offsets, decode_count)
-            out, kept, handed = self.selector.read(
-                layer, q[:decode_count], pools, bounds, batch, kept, self.handed, options
-            )
+        out, kept, handed = self._decode(layer, q[:decode_count], DensePages(*pools), bounds, batch)
         if batch.prefill is not None:
             rows = batch.prefill
             chunk = pallas_kernels.paged_prefill_attention(
@@ -129,7 +133,7 @@ class PagedKV:
                 *rows.page_list(layout.page_size),
                 rows.lengths,
                 rows.query_starts,
-                **options,
+                **self._options(layer),
             )
             out = jnp.concatenate([out, chunk])
         return out, self._with_layer(layer, pools, bounds, kept, observed, handed)
@@ -156,7 +160,8 @@ class PagedKV:
         if self.selector is not None:
             sealed = jnp.arange(len(new_pages)) < count // layout.page_size
             bounds = self.selector.seal_pages(bounds, pools, jnp.where(sealed, new_pages, 0))
-        return self._with_layer(layer, pools, bounds, self.kept[layer], self.observed[layer], self.handed)
+        observed = self.observed[layer].with_tokens_moved(page_ids, slots, new_pages)
+        return self._with_layer(layer, pools, bounds, self.kept[layer], observed, self.handed)
 
     def without_row(self, row: Int[Array, ""]) -> PagedKV:
         """Forgets what layers kept of a row's earlier steps: another sequence takes it."""
@@ -167,8 +172,27 @@ class PagedKV:
         holds and has read in this one; None without a selector."""
         return replace(self, handed=None), None if self.handed is None else self.handed.tiles
 
+    def _decode(
+        self,
+        layer: int,
+        q: Float[Array, "B H D"],
+        pages: DensePages | CodedPages,
+        bounds: Array | None,
+        batch: StepBatch,
+    ) -> tuple[Float[Array, "B H D"], Any, Any]:
+        """Attention of the decode rows, and what the selector keeps of them and hands on."""
+        rows, options = batch.decode, self._options(layer)
+        if self.selector is None:
+            lists = rows.page_list(self.group.layout.page_size)
+            return pages.attention(q, *lists, rows.lengths, **options), self.kept[layer], None
+        return self.selector.read(layer, q, pages, bounds, batch, self.kept[layer], self.handed, options)
+
+    def _options(self, layer: int) -> dict[str, Any]:
+        """Of the layer's attention."""
+        return dict(window=self.windows[layer], soft_cap=self.soft_cap, implementation=self.implementation)
+
     def _with_layer(
-        self, layer: int, pools: Pools, bounds: Array | None, kept: Any, observed: Array | None, handed: Any
+        self, layer: int, pools: Pools, bounds: Array | None, kept: Any, observed: Any, handed: Any
     ) -> PagedKV:
         def put(values: tuple, value: Any) -> tuple:
             return (*values[:layer], value, *values[layer + 1 :])

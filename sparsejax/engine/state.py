@@ -9,7 +9,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels.dispatch import Implementation
+from sparsejax.cache.coded import CodedKV
 from sparsejax.cache.group import CacheGroup
+from sparsejax.cache.layout import CodedLayout
 from sparsejax.cache.paged import PagedKV
 from sparsejax.engine.sampler import SamplingRows
 from sparsejax.models.config import DecoderConfig
@@ -38,6 +40,12 @@ class DeviceState:
     sampling: SamplingRows
     policy: PolicyRows | None
     keep: KeepRows | None
+
+    @property
+    def num_observed(self) -> int:
+        """Queries that are stored per row for evictions to come."""
+        queries = self.kv.observed[0].queries
+        return 0 if queries is None else queries.shape[1]
 
     def with_entries(
         self, rows: Int[Array, " U"], indices: Int[Array, " U"], pages: Int[Array, " U"]
@@ -108,10 +116,11 @@ def initial_state(
     pools = tuple(group.layout.zeros() for _ in group.layers)
     bounds = tuple(None if selector is None else selector.initial_bounds(group.layout) for _ in group.layers)
     observed = tuple(
-        None if evictor is None else evictor.observed(num_rows + 1, group.layout.dtype) for _ in group.layers
+        None if evictor is None else evictor.nothing_seen(num_rows + 1, group.layout) for _ in group.layers
     )
     kept = tuple(None if selector is None else selector.initial_lists(num_rows + 1) for _ in group.layers)
-    kv = PagedKV(
+    kind = CodedKV if isinstance(group.layout, CodedLayout) else PagedKV
+    kv = kind(
         pools, bounds, kept, observed, group, config.windows, config.attn_soft_cap, implementation, selector
     )
     return DeviceState(
@@ -131,9 +140,7 @@ def state_bytes(state: DeviceState) -> dict[str, int]:
         return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
 
     return {
-        "kv_pages": total(state.kv.pools),
-        "page_bounds": total(state.kv.bounds),
-        "observed_queries": total(state.kv.observed),
+        **{name: total(arrays) for name, arrays in state.kv.parts().items()},
         "page_tables": total(state.tables),
         "sampling_rows": total((state.last_tokens, state.sampling, state.policy, state.keep, state.kv.kept)),
     }

@@ -147,7 +147,11 @@ class StepShape:
         pages, offsets = self._slots(tables[owner], positions - fields["chunk_shifts"][owner], live)
         counts = starts[1:] - starts[:-1]
         lengths = jnp.where(counts > 0, fields["chunk_starts"] - fields["chunk_shifts"] + counts, 0)
-        observe = self._observe(state, fields["chunk_rows"][owner], positions, live)
+        observe = decode.observe
+        if observe is not None:
+            chunk_rows = fields["chunk_rows"]
+            chunks = state.keep.observe(chunk_rows, chunk_rows[owner], positions, live, state.num_observed)
+            observe = observe.with_chunks(chunks)
         batch = StepBatch(
             tokens=jnp.concatenate([decode.tokens, fields["chunk_tokens"]]),
             positions=jnp.concatenate([decode.positions, positions]),
@@ -156,9 +160,11 @@ class StepShape:
             decode=decode.decode,
             prefill=Rows(tables, lengths, starts),
             rows=rows,
+            chunk_rows=fields["chunk_rows"],
             policy=decode.policy,
-            observe=jax.tree.map(lambda *parts: jnp.concatenate(parts), decode.observe, observe),
+            observe=observe,
         )
+        batch = state.kv.planned(batch)
         hidden, kv = self.decoder.apply({"params": params}, batch, state.kv)
         kv, tiles = kv.end_step()
         state, sampled = self._sample(
@@ -183,7 +189,7 @@ class StepShape:
         pages, offsets = self._slots(tables, positions - shifts, live)
         lengths = jnp.where(live, positions - shifts + 1, 0)
         policy = None if state.policy is None else state.policy.at(rows)
-        observe = self._observe(state, rows, positions, live)
+        observe = None if state.keep is None else state.keep.observe(rows, rows, positions, live, state.num_observed)
         return StepBatch(
             tokens, positions, pages, offsets, Rows(tables, lengths), rows=rows, policy=policy, observe=observe
         )
@@ -193,12 +199,6 @@ class StepShape:
         slots = jnp.where(live, slots, 0)
         pages = jnp.take_along_axis(tables, (slots // self.page_size)[:, None], axis=1)[:, 0]
         return jnp.where(live, pages, 0), slots % self.page_size
-
-    def _observe(self, state: DeviceState, rows, positions, live) -> tuple[Array, Array] | None:
-        """Where the query of each token is stored for an eviction to come."""
-        if state.keep is None:
-            return None
-        return state.keep.slots(rows, positions, live, state.kv.observed[0].shape[1])
 
     def _sample(
         self, key: StepKey, state: DeviceState, params: Any, hidden: Float[Array, "B E"], rows, steps

@@ -16,19 +16,24 @@ OBSERVES = {
     "keydiff": None,
     "expected_attention": "spread",
     "rkv": "last",
+    "h2o": "all",
     "random": None,
+    "streaming": None,
 }
 """Ways to choose what stays, and the queries each of them looks at: the last ones before an eviction, ones spread
-evenly over the prompt, or none."""
-AGAIN = frozenset({"rkv"})
+evenly over the prompt, all of them as they come, or none."""
+AGAIN = frozenset({"rkv", "h2o", "streaming"})
 """Ways that evict during decode too, each time `interval` tokens have come in."""
+EVEN_IN_PROMPTS = frozenset({"streaming"})
+"""Ways that do so while the prompt is read, so that no request ever holds more than its budget and an interval."""
 
 
 @dataclass(frozen=True)
 class Keep:
     """Token eviction: per layer and KV head the `budget` tokens with the largest scores stay, others leave.
 
-    The prompt is read raw until all of it is computed; then its cache is cut, and whole pages become free.
+    The prompt is read raw until all of it is computed (but for ``streaming``); then its cache is cut, and whole
+    pages become free.
 
     Attributes:
         method: ``all`` evicts nothing; the others are the files of `keep` by name, or a function of your own (see
@@ -56,7 +61,7 @@ class Keep:
             valid.integer(name, getattr(self, name), least)
         if self.pool % 2 == 0:
             raise ConfigError(f"pool={self.pool} must be odd, so that a token is in the middle of its neighbours.")
-        if self.method in AGAIN and self.interval < self.window:
+        if self.method in AGAIN and self.observes and self.interval < self.window:
             raise ConfigError(f"interval={self.interval} must be at least window={self.window}.")
 
     @classmethod
@@ -73,7 +78,7 @@ class Keep:
 
     @property
     def observes(self) -> str | None:
-        """Which queries the method looks at: the ``last`` ones, ones ``spread`` over the prompt, or None."""
+        """Which queries the method looks at: the ``last`` ones, ones ``spread`` over the prompt, ``all``, or None."""
         return "last" if callable(self.method) else OBSERVES[self.method]
 
     @property
@@ -93,7 +98,8 @@ class Keep:
             return None
         kept = self.kept(num_prompt)
         if self.method in AGAIN:
-            return Eviction(max(num_prompt, kept + self.interval), kept, self.interval)
+            first = kept + self.interval
+            return Eviction(first if self.method in EVEN_IN_PROMPTS else max(num_prompt, first), kept, self.interval)
         return Eviction(num_prompt, kept) if num_prompt > kept else None
 
 

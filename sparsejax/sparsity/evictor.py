@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from sparsejax.cache.layout import DenseLayout
 from sparsejax.cache.paged import PagedKV
 from sparsejax.models.config import DecoderConfig
 from sparsejax.models.rope import rope_tables
 from sparsejax.sparsity.eviction import Keep
 from sparsejax.sparsity.keep import SCORES, View
 from sparsejax.sparsity.keep_rows import KeepRows
+from sparsejax.sparsity.seen import Seen
 
 
 @dataclass(frozen=True)
@@ -25,10 +26,14 @@ class Evictor:
     Attributes:
         methods: method, observed queries and pooling width of each (`Keep.compiled`).
         capacity: pages that hold the most tokens any row keeps.
+        num_observed: queries that are stored per row.
+        counts: whether some method counts all attention.
     """
 
     methods: tuple[tuple[str | Callable[[View], Array], int, int], ...]
     capacity: int
+    num_observed: int
+    counts: bool
     model: DecoderConfig
 
     @classmethod
@@ -38,16 +43,18 @@ class Evictor:
         if not evicting:
             return None
         most = min(max(keep.kept(max_model_len) for keep in evicting), max_model_len)
-        return cls(tuple(dict.fromkeys(keep.compiled for keep in evicting)), -(-most // page_size), model)
+        methods = tuple(dict.fromkeys(keep.compiled for keep in evicting))
+        observed = max((keep.window for keep in evicting if keep.observes in ("last", "spread")), default=0)
+        counts = any(keep.observes == "all" for keep in evicting)
+        return cls(methods, -(-most // page_size), observed, counts, model)
 
-    @property
-    def num_observed(self) -> int:
-        """Queries that are stored per row."""
-        return max(window for _, window, _ in self.methods)
-
-    def observed(self, num_rows: int, dtype: Any) -> Float[Array, "B W H D"]:
-        """Room for the observed queries of one layer, before rotation."""
-        return jnp.zeros((num_rows, self.num_observed, self.model.num_heads, self.model.head_dim), dtype)
+    def nothing_seen(self, num_rows: int, layout: DenseLayout) -> Seen:
+        """Room for what one layer observes."""
+        queries = (num_rows, self.num_observed, self.model.num_heads, self.model.head_dim)
+        mass = (layout.num_pages, layout.num_kv_heads, layout.page_size)
+        return Seen(
+            jnp.zeros(queries, layout.dtype) if self.num_observed else None, jnp.zeros(mass) if self.counts else None
+        )
 
     def evict(
         self,
@@ -68,8 +75,11 @@ class Evictor:
         """
         its, positions = rows.at(row), rows.positions(row, at, self.num_observed)
         for layer in range(len(kv.pools)):
+            seen = kv.observed[layer]
+            queries = jnp.zeros((0, self.model.num_heads, self.model.head_dim))
             view = View(
-                *kv.pools[layer], page_ids, length, kv.observed[layer][row], positions, at, 1, self._rope,
+                *kv.pools[layer], page_ids, length, queries if seen.queries is None else seen.queries[row], positions,
+                seen.mass, at, 1, self._rope,
                 {"soft_cap": kv.soft_cap, "implementation": kv.implementation},
             )  # fmt: skip
             shape = kv.group.layout.num_kv_heads, page_ids.shape[0] * view.page_size

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Int
 
 from sparsejax.sparsity.eviction import Eviction, Keep
+from sparsejax.sparsity.seen import Observe
 
 NEVER = 2**30
 
@@ -22,6 +23,7 @@ class KeepRows:
     sink, recent: tokens that always stay.
     first, every, period: of the tokens at positions ``first + i * every`` the query of the i-th is observed;
         after `period` positions i starts at 0 again.
+    counted: whether all attention is counted; 0 or 1.
     """
 
     method: Int[Array, " B"]
@@ -30,6 +32,7 @@ class KeepRows:
     first: Int[Array, " B"]
     every: Int[Array, " B"]
     period: Int[Array, " B"]
+    counted: Int[Array, " B"]
 
     @classmethod
     def neutral(cls, num_rows: int) -> KeepRows:
@@ -43,6 +46,17 @@ class KeepRows:
     def at(self, rows: Int[Array, "*R"]) -> KeepRows:
         """The values of some rows."""
         return KeepRows(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
+
+    def observe(
+        self,
+        rows: Int[Array, " B"],
+        token_rows: Int[Array, " T"],
+        positions: Int[Array, " T"],
+        live: Bool[Array, " T"],
+        size: int,
+    ) -> Observe:
+        """What the T tokens of B rows add, where `size` queries are stored per row."""
+        return Observe(*self.slots(token_rows, positions, live, size), self.counted[rows] > 0)
 
     def slots(
         self, rows: Int[Array, " T"], positions: Int[Array, " T"], live: Bool[Array, " T"], size: int
@@ -72,9 +86,11 @@ def pack_keep(keep: Keep, method: int, eviction: Eviction | None) -> dict[str, n
         values["recent"] = max(keep.recent, keep.window)
     elif keep.observes == "spread":
         values.update(first=0, every=-(-eviction.at // keep.window))
+    elif keep.observes == "all":
+        values.update(counted=1)
     return _pack(**values)
 
 
 def _pack(**values: int) -> dict[str, np.ndarray]:
-    row = dict(method=0, sink=0, recent=1, first=NEVER, every=1, period=NEVER)
+    row = dict(method=0, sink=0, recent=1, first=NEVER, every=1, period=NEVER, counted=0)
     return {name: np.array(value, np.int32) for name, value in {**row, **values}.items()}

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from sparsejax import SamplingParams
 from sparsejax.errors import ConfigError, RequestError
+from sparsejax.models.decoder import Decoder
 from sparsejax.sparsity.eviction import Eviction, Keep
 from sparsejax.sparsity.policy import PRESETS, SparsityConfig
 from tests.engine.in_place import assert_in_place
@@ -52,8 +56,8 @@ def test_evicting_changes_tokens_and_differs_by_method(engine, alone):
     assert len(set(answers.values())) == len(KEEPS)
     assert all(alone[name][3] != dense[3] for name in KEEPS)
     # The first token is sampled from the whole prompt, and a prompt within the budget keeps everything.
-    assert all(alone[name][3][0][0] == dense[3][0][0] for name in KEEPS)
-    assert all(alone[name][2] == dense[2] for name in KEEPS if name != "rkv")
+    assert all(alone[name][3][0][0] == dense[3][0][0] for name in KEEPS if name != "streaming")
+    assert all(alone[name][2] == dense[2] for name in KEEPS)
 
 
 def test_a_mixed_batch_gives_each_request_what_it_gets_alone(engine, alone):
@@ -102,7 +106,7 @@ def test_what_follows_the_compressed_part_of_a_prompt_is_read_as_decoding_would(
     rest = dataclasses.replace(asking(name), max_tokens=len(answer) - count)
     assert tokens(engine.generate(prompt, rest)) == [[answer[count:]]]
     del prompt["compress_at"]
-    if name != "rkv":  # that one evicts again as it goes, so much alike
+    if name not in ("rkv", "streaming"):  # those cut again as they go, wherever prompts end
         assert tokens(engine.generate(prompt, rest)) != [[answer[count:]]]
 
 
@@ -162,7 +166,8 @@ def test_pages_leave_at_once_and_the_counters_say_so(engine):
 def test_pools_bounds_and_observed_queries_are_updated_in_place(engine):
     assert_in_place(engine)
     memory = engine.memory()
-    assert memory["observed_queries"] == 2 * 9 * 12 * 4 * 16 * 4
+    queries, mass = 9 * 12 * 4 * 16, engine.core.runner.state.kv.group.layout.num_pages * 2 * 16
+    assert memory["observed_attention"] == 2 * 4 * (queries + mass)
     assert memory["total"] == sum(size for part, size in memory.items() if part != "total")
 
 
@@ -185,6 +190,90 @@ def test_a_score_of_ones_own():
     with tiny_engine(sparsity=["dense", mine]) as other:
         kept = tokens(other.generate(PROMPTS[3], dataclasses.replace(GREEDY, sparsity=mine)))
         assert kept != tokens(other.generate(PROMPTS[3], GREEDY))
+
+
+class Batch(NamedTuple):
+    tokens: jax.Array
+    positions: jax.Array
+
+
+class SinksAndWindow:
+    """A KV object without state: each token sees sinks and what came since the window's start at the last cut."""
+
+    def __init__(self, keep: Keep):
+        self.keep = keep
+
+    def attend(self, layer, q, k, v, batch, rotate):
+        q, k, position = rotate(q), rotate(k), batch.positions
+        kept, interval, sink = self.keep.kept(0), self.keep.interval, self.keep.sink
+        cut = kept + (position - kept) // interval * interval
+        start = jnp.where(position >= kept + interval, cut - (kept - sink), 0)
+        seen = (position[None] <= position[:, None]) & ((position[None] >= start[:, None]) | (position[None] < sink))
+        k, v = (jnp.repeat(x, q.shape[1] // k.shape[1], axis=1) for x in (k, v))
+        scores = jnp.where(seen, jnp.einsum("qhd,khd->hqk", q, k) * q.shape[-1] ** -0.5, -jnp.inf)
+        return jnp.einsum("hqk,khd->qhd", jax.nn.softmax(scores), v), self
+
+
+def test_streaming_is_sinks_and_a_window_in_a_plain_forward_pass(engine, alone):
+    keep = Keep("streaming", **SMALL)
+    model = tiny_model()
+    decoder = Decoder(model.config, jnp.float32)
+
+    @jax.jit
+    def following(ids):
+        hidden, _ = decoder.apply({"params": model.params}, Batch(ids, jnp.arange(len(ids))), SinksAndWindow(keep))
+        return decoder.apply({"params": model.params}, hidden, method="logits").argmax(-1)
+
+    for prompt, (answer,) in zip(PROMPTS, alone["streaming"], strict=True):
+        ids = jnp.asarray((prompt + answer + [0] * 300)[:300], jnp.int32)
+        assert following(ids)[len(prompt) - 1 : len(prompt) + len(answer) - 1].tolist() == answer
+
+
+class Counting:
+    """Dense attention that adds up the probability each token is given, per layer and KV head."""
+
+    def __init__(self):
+        self.given = []
+
+    def attend(self, layer, q, k, v, batch, rotate):
+        q, k = rotate(q), rotate(k)
+        groups = q.shape[1] // k.shape[1]
+        keys, values = (jnp.repeat(x, groups, axis=1) for x in (k, v))
+        seen = batch.positions[None] <= batch.positions[:, None]
+        scores = jnp.einsum("qhd,khd->hqk", q, keys) * q.shape[-1] ** -0.5
+        weights = jax.nn.softmax(jnp.where(seen, scores, -jnp.inf))
+        self.given.append(weights.sum(1).reshape(-1, groups, len(seen)).sum(1))
+        return jnp.einsum("hqk,khd->qhd", weights, values), self
+
+
+def test_h2o_counts_the_attention_of_every_query():
+    model = tiny_model()
+    with tiny_engine(sparsity={"preset": "h2o", "budget": 400}) as other:
+        core = other.core
+        for name, prompt in zip("abc", PROMPTS, strict=False):
+            other.add_request(name, prompt, GREEDY)
+        for _ in range(20):
+            other.step()
+        # Steps run one ahead of what the host knows: take in the results of the last one, start no other.
+        core.put_back(core._collect(core._in_flight))
+        core._in_flight = None
+        assert len(core.scheduler.running) == 3
+        for sequence in core.scheduler.running:
+            counting, known = Counting(), jnp.asarray(sequence.tokens[: sequence.num_computed], jnp.int32)
+            batch = Batch(known, jnp.arange(len(known)))
+            Decoder(model.config, jnp.float32).apply({"params": model.params}, batch, counting)
+            for seen, given in zip(core.runner.state.kv.observed, counting.given, strict=True):
+                mass = jnp.moveaxis(seen.mass[jnp.asarray(sequence.pages)], 1, 0).reshape(2, -1)
+                np.testing.assert_allclose(mass[:, : len(known)], given, atol=2e-5)
+
+
+def test_streaming_holds_a_bounded_number_of_pages(engine):
+    most = Keep("streaming", **SMALL).eviction(1).peak_pages(10**6, 16)
+    assert most == -(-57 // 16) + -(-40 // 16)
+    engine.add_request("long", PROMPTS[3], asking("streaming"))
+    while engine.has_unfinished():
+        engine.step()
+        assert engine.stats()["kv_live_pages"] <= most
 
 
 def test_refusals_say_what_to_do():

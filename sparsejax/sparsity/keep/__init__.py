@@ -6,7 +6,7 @@ slots without a token may be any number. Sinks, recents, budgets and ties are no
 
 from __future__ import annotations
 
-from sparsejax.sparsity.keep import expected_attention, keydiff, random, rkv, snapkv
+from sparsejax.sparsity.keep import expected_attention, h2o, keydiff, random, rkv, snapkv, streaming
 from sparsejax.sparsity.keep.view import View
 
 __all__ = ["SCORES", "View"]
@@ -16,5 +16,7 @@ SCORES = {
     "keydiff": keydiff.scores,
     "expected_attention": expected_attention.scores,
     "rkv": rkv.scores,
+    "h2o": h2o.scores,
     "random": random.scores,
+    "streaming": streaming.scores,
 }

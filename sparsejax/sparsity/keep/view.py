@@ -25,6 +25,8 @@ class View(NamedTuple):
         page_ids: physical ids ``[S]`` of the row's pages.
         length: tokens in them.
         queries: observed queries ``[W, H, D]`` before rotation, at `positions` ``[W]``; -1 where there is none.
+        mass: probability that all queries gave to each token slot of each page, ``[N, K, P]``; None where no
+            declared method counts it.
         future: the first position of queries that are to come.
         pool: neighbours over which scores are averaged.
         rope: ``rope(positions [T])`` gives cos and sin ``[T, D / 2]`` of the model's rotation.
@@ -37,6 +39,7 @@ class View(NamedTuple):
     length: Array
     queries: Array
     positions: Array
+    mass: Array | None
     future: Array
     pool: int
     rope: Tables
