@@ -22,7 +22,7 @@ from sparsejax.evaluation.policies import DENSE, Policy, by_codec
 from sparsejax.evaluation.watched import Recorded, Shape, Watched, decode_batch
 from sparsejax.models.decoder import Decoder
 from sparsejax.models.loader import LoadedModel
-from sparsejax.sparsity.eviction import Keep
+from sparsejax.sparsity.eviction import EVEN_IN_PROMPTS, Keep
 from sparsejax.sparsity.policy import SparsityConfig
 from sparsejax.sparsity.rows import PolicyRows, pack_policy
 from sparsejax.sparsity.selector import Selector
@@ -114,6 +114,10 @@ def refusal(policy: Policy) -> str | None:
     if policy.codec != "dense":
         return f"its pages are stored as {policy.codec}, and probes read keys and values as they were made"
     one = SparsityConfig.coerce(policy.sparsity)
+    if one.keep.method in EVEN_IN_PROMPTS:
+        return "it evicts while the prompt is read, and probes read the prompt densely"
+    if one.keep.observes == "all":
+        return "it counts the attention of every query, and probes look at those of the decoded tokens"
     if one.keep.method != "all" and one.select != "all":
         return "it selects among the tokens that it keeps, and probes do one of the two"
     return None

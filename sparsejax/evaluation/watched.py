@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float
 import pallas_kernels
 from sparsejax.cache.layout import DenseLayout, Pools
 from sparsejax.cache.paged import Rows, StepBatch
+from sparsejax.cache.views import DensePages
 from sparsejax.evaluation import proxies
 from sparsejax.models.config import DecoderConfig
 from sparsejax.models.rope import rope_tables
@@ -85,8 +86,8 @@ class Recorded:
         model = self.shape.model
         view = View(
             *self.shape.pages(self.keys[layer], self.values[layer]), self.shape.page_ids(), jnp.array(tokens),
-            self.queries[layer][jnp.maximum(positions, 0)], positions, jnp.array(tokens), keep.pool,
-            lambda at: rope_tables(model.rope, model.head_dim, at), {"soft_cap": model.attn_soft_cap},
+            self.queries[layer][jnp.maximum(positions, 0)], positions, None, jnp.array(tokens),
+            keep.pool, lambda at: rope_tables(model.rope, model.head_dim, at), {"soft_cap": model.attn_soft_cap},
         )  # fmt: skip
         length, stay = jnp.array(tokens), jnp.array(eviction.kept)
         scores = (keep.method if callable(keep.method) else SCORES[keep.method])(view)
@@ -146,7 +147,7 @@ class Watched:
         full = jnp.where(jnp.arange(1, shape.num_pages + 1) * shape.layout.page_size <= k.shape[0], shape.page_ids(), 0)
         bounds = self.selector.seal_pages(self.selector.initial_bounds(shape.layout), pools, full)
         options = shape.options(layer) | {"implementation": None}
-        _, _, handed = self.selector.read(layer, q, pools, bounds, batch, None, self.handed, options)
+        _, _, handed = self.selector.read(layer, q, DensePages(*pools), bounds, batch, None, self.handed, options)
         place = jnp.arange(handed.lists.ids.shape[2])
         listed = jnp.where(place < handed.lists.counts[..., None], handed.lists.ids, shape.num_pages)
         pages = jnp.zeros((rows, listed.shape[1], shape.num_pages), bool)
