@@ -97,7 +97,8 @@ def test_budgets_that_cover_the_text_lose_nothing(found: dict[Policy, driver.Pro
 
 
 def test_less_is_kept_under_a_smaller_budget(found: dict[Policy, driver.Proxies]) -> None:
-    for name in set(PROBED) - {"dense", "rkv"}:  # that one first evicts later
+    # rkv first evicts later, and both layers of this model are omnikv's filter layers, which read everything.
+    for name in set(PROBED) - {"dense", "rkv", "omnikv"}:
         one = found[Policy(name, 96)]
         assert 0.1 < one.recall.mean() < 0.999, name
         assert one.error.mean() > 1e-3 and 0 < one.divergences[0] <= one.divergences[1] <= one.divergences[2], name
