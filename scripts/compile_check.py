@@ -40,7 +40,8 @@ def main(arguments: list[str] | None = None) -> int:
         if reason is not None:
             print(f"not compiled for {platform}: {reason}")
             continue
-        for device, (op, chosen) in itertools.product(target.TARGETS, by_op.items()):
+        devices = [device for device in target.TARGETS if re.search(options.device, device)]
+        for device, (op, chosen) in itertools.product(devices, by_op.items()):
             lines, seen = itertools.tee(sweep.compiled(chosen, target, device))
             problems += _show(seen, f"compiling for {device}")
             section = report.table(list(lines))
@@ -74,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--platform", nargs="+", choices=sweep.PLATFORMS, default=list(sweep.PLATFORMS))
     parser.add_argument("--only", choices=("lower", "compile"), help="one of the two stages")
     parser.add_argument("--match", default="", help="regular expression that a case's name must contain")
+    parser.add_argument("--device", default="", help="regular expression that a device's name must contain")
     parser.add_argument("--sample", action="store_true", help="a few cases that cover every value of every axis")
     parser.add_argument("--table", type=Path, default=TABLE, help="where the sections of whole ops are written")
     return parser
