@@ -1,4 +1,4 @@
-"""Lowers every kernel with plain jaxlib, compiles it for devices that are not there, and writes the table.
+"""Lowers every kernel with plain jaxlib, compiles it for devices that are not there, and writes the tables.
 
     python scripts/compile_check.py                      # all platforms whose compiler is installed
     python scripts/compile_check.py --only lower         # needs no compiler
@@ -22,7 +22,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 from pallas_kernels.aot import report, sweep  # noqa: E402
 from pallas_kernels.aot.cases import cases, sample  # noqa: E402
 
-TABLE = Path(__file__).resolve().parent.parent / "docs" / "kernels_compiled.md"
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+TABLE, SUMMARY = DOCS / "kernels_compiled.md", DOCS / "kernels.md"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -54,10 +55,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _write(table: Path, title: str, section: str) -> None:
-    """Puts a section into the table, which is written as soon as an op is through."""
+    """Puts a section into the table, as soon as an op is through, and what it comes to into the page of kernels."""
     table.parent.mkdir(parents=True, exist_ok=True)
     before = table.read_text() if table.exists() else ""
     table.write_text(report.merged(before, {title: section}))
+    if table == TABLE:
+        SUMMARY.write_text(report.placed(SUMMARY.read_text(), report.summary(table.read_text())))
 
 
 def _show(lines, title: str) -> list[str]:
