@@ -19,7 +19,7 @@ from sparsejax.errors import ModelError
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("evaluation")
-    group.add_argument("--quick", action="store_true", help="five cases, two lengths, 16 documents each")
+    group.add_argument("--quick", action="store_true", help="four cases, one budget, 8 documents each")
     group.add_argument("--cases", nargs="+", metavar="CASE", help="'core', 'all' or names; a wrong name lists them")
     group.add_argument("--lengths", type=int, nargs="+", metavar="N", help="tokens of a document with its question")
     group.add_argument("--samples", type=int, metavar="N", help="documents per case and length")
@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-BUDGETS, QUICK_BUDGETS = ("0.125", "0.25"), ("0.25",)
+BUDGETS, QUICK_BUDGETS = ("0.25", "0.5"), ("0.25",)
 ROOM = 512
 """Tokens kept free for replies where the lengths were not asked for."""
 

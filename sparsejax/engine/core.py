@@ -229,9 +229,12 @@ class EngineCore:
         self.counters["steps"] += 1
         self.counters["computed_tokens"] += plan.num_tokens
         self.timings.step_tokens.add(plan.num_tokens)
+        queries = len(plan.decode) * plan.num_steps
         self.counters["decode_tiles_dense"] += self.runner.decode_tiles(plan, evicted=True)
+        self.counters["decode_queries_dense"] += queries
         if self._policies.selector is None:
             tiles = self.runner.decode_tiles(plan)
+            self.counters["decode_queries"] += queries
             self.counters["decode_tiles_held"] += tiles
             self.counters["decode_tiles_read"] += tiles
         return _InFlight(plan, outputs)
@@ -271,6 +274,7 @@ class EngineCore:
     def _collect(self, step: _InFlight) -> list[RequestOutput]:
         results = self.runner.read(step.outputs)
         if results.tiles is not None:
+            self.counters["decode_queries"] += int((results.tiles[..., 0] > 0).sum())
             for name, tiles in zip(("held", "read"), results.tiles.sum((0, 1)).tolist(), strict=True):
                 self.counters[f"decode_tiles_{name}"] += tiles
         touched: dict[Tracker, None] = {}

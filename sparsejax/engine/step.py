@@ -160,9 +160,11 @@ class StepShape:
             decode=decode.decode,
             prefill=Rows(tables, lengths, starts),
             rows=rows,
+            chunk_rows=fields["chunk_rows"],
             policy=decode.policy,
             observe=observe,
         )
+        batch = state.kv.planned(batch)
         hidden, kv = self.decoder.apply({"params": params}, batch, state.kv)
         kv, tiles = kv.end_step()
         state, sampled = self._sample(

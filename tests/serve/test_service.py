@@ -32,8 +32,8 @@ def serve(scenario, limits: ServiceLimits | None = None, **overrides):
         service.start()
         await service.loaded()
         try:
-            result = await asyncio.wait_for(scenario(service), 60)
-            assert await service.drain(10)
+            result = await asyncio.wait_for(scenario(service), 120)
+            assert await service.drain(120)  # a first use may compile
             assert service.stats()["kv_live_pages"] == 0
             assert (service.admission.requests, service.admission.prompt_tokens) == (0, 0)
             return result
@@ -226,3 +226,24 @@ def test_an_engine_that_breaks_tells_every_caller(monkeypatch):
         await service.stop()
 
     asyncio.run(run())
+
+
+def test_a_step_that_hangs_is_seen():
+    """A liveness probe restarts a process whose engine makes no step although it has work."""
+    release = threading.Event()
+
+    async def scenario(service):
+        core = service.engine.engine.core
+        step = core.step
+        core.step = lambda: release.wait(20) and step()
+        stream = await service.submit(PROMPTS[0], params())
+        while service.alive:
+            await asyncio.sleep(0.02)
+        assert service.status is Status.READY
+        release.set()
+        await anext(stream)
+        assert service.alive
+        core.step = step
+        stream.close()
+
+    serve(scenario, ServiceLimits(stuck_after=0.3))
