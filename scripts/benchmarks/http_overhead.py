@@ -1,8 +1,8 @@
 """What the HTTP server costs: the same requests offline, over HTTP, and streamed over HTTP.
 
-One engine object for the offline runs and one behind the server, both of the model inside the package, in one process;
-the clients are a process of their own on the same cores. The three ways take turns. CPU seconds are those of the process
-with the engines and the server, so they can be compared on a machine that others use too; tokens/s cannot.
+One engine object for the offline runs and one behind the server, both of the model inside the package, in one
+process; the clients are a process of their own on the same cores. The three ways take turns. CPU time is that of the
+process with the engines and the server, so it can be compared on a machine that others use too; tokens/s cannot.
 """
 
 from __future__ import annotations
