@@ -1,7 +1,8 @@
 """Writes the benchmark tables and pictures of README.md (or other files) from stored JSON, between markers.
 
-A marker pair is ``<!-- bench:NAME.json DTYPE -->`` (a table) or ``<!-- chart:NAME.json -->`` (the picture
-NAME.svg) and ``<!-- /bench -->``; NAME.json lies in docs/results. What was not measured yet says so.
+A marker pair is ``<!-- KIND:NAME.json DTYPE -->`` and ``<!-- /bench -->``; NAME.json lies in docs/results. Kinds are
+the tables ``bench``, ``decode`` (of a dtype) and ``bounds``, and ``chart``, the picture NAME.svg. What was not
+measured yet says so.
 `--check` changes nothing and fails where a file differs from its results.
 """
 
@@ -13,12 +14,15 @@ import re
 import sys
 from pathlib import Path
 
+from benchmarks import bounds
 from benchmarks.chart import caption, serve_chart
+from benchmarks.decode_report import decode_table
 from benchmarks.report import serve_table
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path("docs/results")
-MARKED = re.compile(r"(<!-- (bench|chart):(\S+)(?: (\w+))? -->\n).*?(<!-- /bench -->)", re.S)
+MARKED = re.compile(r"(<!-- (bench|chart|decode|bounds):(\S+)(?: (\w+))? -->\n).*?(<!-- /bench -->)", re.S)
+BY_DTYPE = {"bench": serve_table, "decode": decode_table}
 MISSING = "Not measured yet.\n"
 
 
@@ -30,8 +34,10 @@ def rewrite(source: Path, root: Path) -> dict[Path, str]:
         kind, name, dtype = match[2], match[3], match[4]
         path = root / RESULTS / name
         stored = json.loads(path.read_text()) if path.exists() else {"dtypes": {}}
-        if kind == "bench":
-            body = serve_table(stored, dtype) if dtype in stored["dtypes"] else MISSING
+        if kind in BY_DTYPE:
+            body = BY_DTYPE[kind](stored, dtype) if dtype in stored["dtypes"] else MISSING
+        elif kind == "bounds":
+            body = bounds.table(stored) if path.exists() else MISSING
         elif stored["dtypes"]:
             picture = path.with_suffix(".svg")
             made[picture] = serve_chart(stored)
@@ -47,7 +53,8 @@ def rewrite(source: Path, root: Path) -> dict[Path, str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    files = [path for path in (ROOT / "README.md", ROOT / "docs/benchmarks.md") if path.exists()]
+    pages = (ROOT / "README.md", ROOT / "docs/benchmarks.md", ROOT / "docs/methods.md")
+    files = [path for path in pages if path.exists()]
     parser.add_argument("files", nargs="*", type=Path, default=files)
     parser.add_argument("--check", action="store_true")
     args = parser.parse_args()
