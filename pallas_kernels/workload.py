@@ -63,6 +63,7 @@ class Workload:
             "paged_decode_attention": query | dense | rows,
             "paged_prefill_attention": chunk | dense | rows | starts,
             "quantized_decode_attention": query | coded | rows,
+            "quantized_prefill_attention": chunk | coded | rows | starts,
             "page_bounds": bounds | keys | moves,
             "page_scores": query | bounds | lists,
             "select_pages": {"scores": scores} | lists | {"budgets": _ints(self.rows), "width": self.selected},

@@ -230,9 +230,12 @@ class EngineCore:
         self.counters["steps"] += 1
         self.counters["computed_tokens"] += plan.num_tokens
         self.timings.step_tokens.add(plan.num_tokens)
+        queries = len(plan.decode) * plan.num_steps
         self.counters["decode_tiles_dense"] += self.runner.decode_tiles(plan, evicted=True)
+        self.counters["decode_queries_dense"] += queries
         if self._policies.selector is None:
             tiles = self.runner.decode_tiles(plan)
+            self.counters["decode_queries"] += queries
             self.counters["decode_tiles_held"] += tiles
             self.counters["decode_tiles_read"] += tiles
         return _InFlight(plan, outputs)

@@ -9,6 +9,7 @@ from sparsejax.engine.state import Reads
 
 def count_reads(reads: Reads, counters: Counter[str]) -> None:
     """Adds the reads of a step program, ``[steps, rows, ...]``, to the totals."""
+    counters["decode_queries"] += int((reads.tiles[..., 0] > 0).sum())
     for name, tiles in zip(("held", "read"), reads.tiles.sum((0, 1)).tolist(), strict=True):
         counters[f"decode_tiles_{name}"] += tiles
     if reads.recall is None:

@@ -10,7 +10,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels.dispatch import Implementation
+from sparsejax.cache.coded import CodedKV
 from sparsejax.cache.group import CacheGroup
+from sparsejax.cache.layout import CodedLayout
 from sparsejax.cache.paged import PagedKV
 from sparsejax.engine.sampler import SamplingRows
 from sparsejax.models.config import DecoderConfig
@@ -143,7 +145,8 @@ def initial_state(
         None if evictor is None else evictor.nothing_seen(num_rows + 1, group.layout) for _ in group.layers
     )
     kept = tuple(None if selector is None else selector.initial_lists(num_rows + 1) for _ in group.layers)
-    kv = PagedKV(
+    kind = CodedKV if isinstance(group.layout, CodedLayout) else PagedKV
+    kv = kind(
         pools, bounds, kept, observed, group, config.windows, config.attn_soft_cap, implementation, selector
     )
     return DeviceState(
@@ -163,9 +166,7 @@ def state_bytes(state: DeviceState) -> dict[str, int]:
         return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
 
     return {
-        "kv_pages": total(state.kv.pools),
-        "page_bounds": total(state.kv.bounds),
-        "observed_attention": total(state.kv.observed),
+        **{name: total(arrays) for name, arrays in state.kv.parts().items()},
         "page_tables": total(state.tables),
         "sampling_rows": total((state.last_tokens, state.sampling, state.policy, state.keep, state.kv.kept)),
     }

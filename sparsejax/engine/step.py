@@ -160,9 +160,11 @@ class StepShape:
             decode=decode.decode,
             prefill=Rows(tables, lengths, starts),
             rows=rows,
+            chunk_rows=fields["chunk_rows"],
             policy=decode.policy,
             observe=observe,
         )
+        batch = state.kv.planned(batch)
         hidden, kv = self.decoder.apply({"params": params}, batch, state.kv)
         kv, handed = kv.end_step()
         state, reads = replace(state, kv=kv).after_step(rows, handed)

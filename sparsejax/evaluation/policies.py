@@ -33,7 +33,7 @@ class Policy:
     @property
     def codec(self) -> str:
         """How pages are stored; an engine has one codec."""
-        return getattr(SparsityConfig.coerce(self.sparsity), "codec", "dense")
+        return SparsityConfig.coerce(self.sparsity).codec or "dense"
 
 
 DENSE = Policy(BASELINE)

@@ -10,8 +10,9 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 import pallas_kernels
-from sparsejax.cache.layout import DenseLayout, Pools
+from sparsejax.cache.layout import CodedLayout, DenseLayout, Pools
 from sparsejax.cache.paged import StepBatch
+from sparsejax.cache.views import CodedPages, DensePages
 from sparsejax.sparsity.choice import choose
 from sparsejax.sparsity.kinds import ALL, Select
 from sparsejax.sparsity.lists import Lists
@@ -90,7 +91,7 @@ class Selector:
             return f"budgets of up to {self.width} pages of {self.page_size} tokens, not {budget} pages"
         return None
 
-    def initial_bounds(self, layout: DenseLayout) -> Float[Array, "N K X"] | None:
+    def initial_bounds(self, layout: DenseLayout | CodedLayout) -> Float[Array, "N K X"] | None:
         """Empty key bounds of one layer, if a declared select reads them. Pages not sealed yet must be finite."""
         if not any(kind.bounds for kind in self.selects):
             return None
@@ -125,7 +126,7 @@ class Selector:
         self,
         layer: int,
         q: Float[Array, "B H D"],
-        pools: Pools,
+        pages: DensePages | CodedPages,
         bounds: Float[Array, "N K X"] | None,
         batch: StepBatch,
         kept: Lists | None,
@@ -152,9 +153,11 @@ class Selector:
         reads_all = fits | (role == Role.READ_ALL) | (due & (role == Role.SELECT_READ_ALL))
 
         def attention(page_ids: Array, counts: Array, **more: Any) -> Any:
-            return pallas_kernels.paged_decode_attention(q, *pools, page_ids, counts, lengths, **more, **options)
+            return pages.attention(q, page_ids, counts, lengths, **more, **options)
 
-        query = Query(q, *pools, bounds, page_ids, counts, lengths, options)
+        query = Query(
+            q, pages.k_pages, pages.v_pages, bounds, page_ids, counts, lengths, options, scales=pages.scales
+        )
         scans = [due & (policy.kind == place) for place, kind in enumerate(self.selects) if kind.reads_all]
         if self.samples:
             every = policy.recall_every
@@ -183,7 +186,7 @@ class Selector:
         out, lists, captured = lax.cond((due | ~reads_all).any(), some, none)
         if kept is not None:
             kept = kept.with_rows(batch.rows, lists.where(owns, mine))
-        heads = pools[0].shape[1]
+        heads = pages.k_pages.shape[1]
         read = jnp.where(reads_all, heads * listed, heads // self.heads * lists.counts.sum(-1))
         recall = handed.recall if captured is None else handed.recall.at[:, layer].set(captured)
         return out, kept, Handed(lists, handed.tiles + jnp.stack([heads * listed, read], -1), recall)

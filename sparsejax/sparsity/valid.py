@@ -10,6 +10,7 @@ from sparsejax.sparsity.kinds import ALL, SELECTS
 if TYPE_CHECKING:
     from sparsejax.sparsity.policy import SparsityConfig
 
+CODECS = ("dense", "int8", "fp8", "int4")
 ESTIMATING = ", ".join(repr(name) for name, select in SELECTS.items() if select.units != "rank")
 
 
@@ -47,6 +48,12 @@ def layers(value: Any) -> tuple[int, ...] | str | None:
     return given
 
 
+def codec(value: Any) -> None:
+    """Requires a known way to store pages, or None."""
+    if value is not None and value not in CODECS:
+        raise ConfigError(f"codec={value!r} is not one of {', '.join(map(repr, CODECS))}.")
+
+
 def refusals(config: SparsityConfig) -> list[str]:
     """Why parameters do not go together, one reason each; empty where they do."""
     kind, reasons = config.kind, []
@@ -58,6 +65,11 @@ def refusals(config: SparsityConfig) -> list[str]:
         reasons.append(f"recall_every={config.recall_every}: select={name} reads all; leave it out.")
     if config.recall_floor and not config.recall_every:
         reasons.append(f"recall_floor={config.recall_floor}: recall is not measured; give recall_every.")
+    if config.keep.method != "all" and config.codec not in (None, "dense"):
+        reasons.append(
+            f"keep={config.keep.name!r} does not go with codec={config.codec!r}: eviction moves single tokens between "
+            "pages, and sealed pages have no tokens in the model's dtype to move. Leave one of them out."
+        )
     if config.dense_layers and config.filter_layers is not None:
         reasons.append(
             f"dense_layers={config.dense_layers}: layers before the first filter layer read everything; leave it at 0 "

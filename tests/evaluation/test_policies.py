@@ -52,3 +52,14 @@ def test_budgets_are_tokens_or_shares() -> None:
 def test_bad_choices_are_refused(presets: tuple, budgets: tuple) -> None:
     with pytest.raises(ConfigError, match="known are|above 0"):
         make_policies(presets, budgets)
+
+
+def test_policies_that_one_engine_can_serve_go_together() -> None:
+    given = make_policies(("quest", "int8", "window", "int4"))
+    groups = by_codec(given)
+    assert {codec: [policy.preset for policy in group] for codec, group in groups.items()} == {
+        "dense": ["dense", "quest", "window"],
+        "int8": ["int8"],
+        "int4": ["int4"],
+    }
+    assert make_policies(("int8",), (0.25, 0.5)) == (DENSE, Policy("int8"))

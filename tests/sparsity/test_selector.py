@@ -11,6 +11,7 @@ import pytest
 
 import pallas_kernels
 from sparsejax.cache.paged import Rows, StepBatch
+from sparsejax.cache.views import DensePages
 from sparsejax.sparsity.lists import Lists
 from sparsejax.sparsity.policy import ALL_PAGES, Role, SparsityConfig
 from sparsejax.sparsity.rows import PolicyRows, pack_policy
@@ -39,7 +40,7 @@ class Layers:
     def _read(self, layer, q, length, kept, handed):
         nothing = jnp.zeros(1, jnp.int32)
         batch = StepBatch(*[nothing] * 4, Rows(IDS, length), rows=nothing, policy=self.policy)
-        return self.selector.read(layer, q, (KEYS, KEYS), self.bounds, batch, kept, handed, OPTIONS)
+        return self.selector.read(layer, q, DensePages(KEYS, KEYS), self.bounds, batch, kept, handed, OPTIONS)
 
     def step(self, length: int, seed: int):
         """Outputs and lists of every layer for random queries of a row of `length` tokens."""
