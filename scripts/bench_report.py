@@ -23,7 +23,7 @@ from benchmarks.report import serve_table
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path("docs/results")
 PAGES = (
-    *("README.md", "docs/benchmarks.md", "docs/methods.md", "docs/evaluation.md"),
+    *("README.md", "docs/benchmarks.md", "docs/methods.md", "docs/evaluation.md", "docs/keeps.md"),
     "sparsejax/models/embedded/README.md",
 )
 KINDS = "bench|chart|decode|bounds|accuracy|policies"

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import re
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from sparsejax.errors import ConfigError
 from sparsejax.sparsity.eviction import OBSERVES
 from sparsejax.sparsity.kinds import SELECTS
 from sparsejax.sparsity.policy import SparsityConfig
+from sparsejax.sparsity.valid import CODECS
 
 PAGE = Path(__file__).resolve().parent.parent / "docs/methods.md"
 MARKED = re.compile(r"(<!-- combinations -->\n).*?(<!-- /combinations -->)", re.S)
@@ -51,14 +53,24 @@ def text() -> str:
         rows.append([f"`{select}`", *cells])
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     notes = "\n".join(f"{number}. {reason}" for reason, number in reasons.items())
-    apart = [
-        f"`{keep}` with `{select}`: {reason}"
-        for keep in OBSERVES
-        for select in SELECTS
-        if (reason := refusal(keep=keep, select=select, filter_layers="auto" if select == "omnikv" else None))
-    ]
-    together = "\n".join(apart) or "Every keep goes with every select."
+    refused: dict[str, list[tuple[str, ...]]] = {}
+    for keep, select, codec in itertools.product(OBSERVES, SELECTS, CODECS):
+        filters = "auto" if select == "omnikv" else None
+        if reason := refusal(keep=keep, select=select, filter_layers=filters, codec=codec):
+            reason = reason.replace(f"keep={keep!r}", "a keep").replace(f"codec={codec!r}", "a codec")
+            refused.setdefault(reason, []).append((keep, select, codec))
+    together = "\n".join(f"* {named(points)}: {reason}" for reason, points in refused.items())
+    together = f"Of keep, select and codec everything goes together but\n\n{together}"
     return f"{table}\n\n{notes}\n\n{together}\n"
+
+
+def named(points: list[tuple[str, ...]]) -> str:
+    """Points of keep, select and codec in few words: a product of three sets where they are one."""
+    keeps, selects, codecs = ([f"`{name}`" for name in dict.fromkeys(axis)] for axis in zip(*points, strict=True))
+    if len(points) < len(keeps) * len(selects) * len(codecs):
+        return "; ".join(" with ".join(f"`{name}`" for name in point) for point in points)
+    which = "any select" if len(selects) == len(SELECTS) else ", ".join(selects)
+    return f"{', '.join(keeps)} with {', '.join(codecs)} and {which}"
 
 
 def main() -> int:

@@ -1,9 +1,10 @@
-"""Full decode steps of a random model at long contexts: dense attention against every way to select."""
+"""Full decode steps of a random model at long contexts: dense attention against ways to select and to store."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import os
 import time
 from pathlib import Path
@@ -13,7 +14,7 @@ from benchmarks import random_model
 from benchmarks.decode_report import decode_table
 from benchmarks.process import Load
 from benchmarks.serve import ROOT, progress
-from benchmarks.store import head, save
+from benchmarks.store import SAME, head, save
 
 ROWS = 4
 KEEP = 2048
@@ -26,6 +27,10 @@ POLICIES: dict[str, dict[str, Any]] = {
     "quest, 2 dense layers": {"preset": "quest", "dense_layers": 2},
     "omnikv": {"preset": "omnikv"},
     "turbo": {"preset": "turbo"},
+    "int8": {"preset": "int8"},
+    "int4": {"preset": "int4"},
+    "quest, int4": {"preset": "quest", "codec": "int4"},
+    "turbo, int4": {"preset": "turbo", "codec": "int4"},
 }
 
 
@@ -52,18 +57,18 @@ def run(args: argparse.Namespace) -> int:
     path = random_model.write(shape, args.dtype, args.cache)
     entry: dict[str, Any] = {
         "versions": {"sparsejax": sparsejax.__version__, "jax": jax.__version__, "numpy": np.__version__},
-        "policies": {name: POLICIES[name] for name in args.policies},
-        "runs": [],
+        "policies": POLICIES,
     }
     results = {
         **head(),
         "threads": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "model": dataclasses.asdict(shape),
         "workload": {
-            "rows": ROWS, "keep": args.keep, "page_size": args.page_size, "steps": args.steps, "contexts": args.contexts
+            "rows": ROWS, "keep": args.keep, "page_size": args.page_size, "steps": args.steps
         },
         "dtypes": {args.dtype: entry},
     }  # fmt: skip
+    entry["runs"] = earlier_runs(args, results)
     for context in args.contexts:
         entry["runs"] += measure(path, context, args)
         save(args.out, results)
@@ -71,23 +76,34 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def earlier_runs(args: argparse.Namespace, results: dict[str, Any]) -> list[dict[str, Any]]:
+    """Runs of other contexts that the file has of the same workload on the same machine."""
+    if args.out is None or not args.out.exists():
+        return []
+    earlier = json.loads(args.out.read_text())
+    if any(earlier[name] != results[name] for name in SAME) or args.dtype not in earlier["dtypes"]:
+        return []
+    return [run for run in earlier["dtypes"][args.dtype]["runs"] if run["context"] not in args.contexts]
+
+
 def measure(path: Path, context: int, args: argparse.Namespace) -> list[dict[str, Any]]:
     """Seconds per step of every policy. They take turns, the first round is not counted, and the order rotates."""
     model = long_model(path, args.dtype, context)
     steppers = {name: Stepper(model, policy(name, args.keep), context, args.page_size) for name in args.policies}
-    pools = random_pools(next(iter(steppers.values())).group)
+    pools = {stepper.codec: random_pools(stepper.group) for stepper in steppers.values()}
     for stepper in steppers.values():
-        stepper.fill_bounds(pools)
+        stepper.fill_bounds(pools[stepper.codec])
     runs, names = [], list(steppers)
     for repetition in range(-1, args.reps):
         for name in (*names[repetition % len(names) :], *names[: repetition % len(names)]):
             before = Load.now(os.getpid())
             cpu = time.process_time()
-            pools, seconds = steppers[name].run(pools, args.steps)
+            stepper = steppers[name]
+            pools[stepper.codec], seconds = stepper.run(pools[stepper.codec], args.steps)
             cpu = (time.process_time() - cpu) / args.steps
             foreign = Load.now(os.getpid()).since(before)["foreign_cpu"]
             if repetition >= 0:
-                figures = {"seconds": seconds, "cpu_seconds": cpu, "read": steppers[name].read, "foreign_cpu": foreign}
+                figures = {"seconds": seconds, "cpu_seconds": cpu, "read": stepper.read, "foreign_cpu": foreign}
                 runs.append({"policy": name, "context": context, "repetition": repetition, **figures})
                 progress(f"{context}: {repetition + 1}, {name}: {1e3 * seconds:.1f} ms, {1e3 * cpu:.1f} of processors")
     return runs
@@ -95,10 +111,10 @@ def measure(path: Path, context: int, args: argparse.Namespace) -> list[dict[str
 
 def policy(name: str, keep: int) -> Any:
     """The policy `name` with the budget under test."""
-    from sparsejax.sparsity.policy import SparsityConfig
+    from sparsejax.sparsity.policy import declared
 
     parameters = POLICIES[name]
-    return SparsityConfig.coerce({**parameters, "budget": keep} if parameters else "dense")
+    return declared({**parameters, "budget": keep} if parameters else "dense")[0]
 
 
 def long_model(path: Path, dtype: str, context: int) -> Any:
@@ -112,13 +128,19 @@ def long_model(path: Path, dtype: str, context: int) -> Any:
 
 
 def random_pools(group: Any) -> tuple:
-    """Normal keys and values in place of a prefill; every layer holds the same ones."""
+    """Normal keys and values, or random codes, in place of a prefill; every layer holds the same ones."""
     import jax
+    import jax.numpy as jnp
 
-    layout = group.layout
-    make = jax.jit(lambda seed: jax.random.normal(jax.random.key(seed), layout.shape, layout.dtype))
-    pools = make(0), make(1)
-    return tuple(jax.tree.map(jax.numpy.copy, pools) for _ in group.layers)
+    def draw(leaf: Any, seed: int) -> Any:
+        key = jax.random.key(seed)
+        if jnp.issubdtype(leaf.dtype, jnp.floating):
+            return jax.random.normal(key, leaf.shape, leaf.dtype)
+        return jax.random.bits(key, leaf.shape, jnp.uint8).astype(leaf.dtype)
+
+    shapes, tree = jax.tree.flatten(jax.eval_shape(group.layout.zeros))
+    pools = jax.tree.unflatten(tree, [draw(shape, seed) for seed, shape in enumerate(shapes)])
+    return tuple(jax.tree.map(jnp.copy, pools) for _ in group.layers)
 
 
 class Stepper:
@@ -127,7 +149,7 @@ class Stepper:
     def __init__(self, model: Any, policy: Any, context: int, page_size: int):
         import jax.numpy as jnp
 
-        from sparsejax.cache.group import dense_group
+        from sparsejax.cache.group import make_group
         from sparsejax.engine.rows import neutral_row
         from sparsejax.engine.runner import Runner
         from sparsejax.engine.sequence import Sequence
@@ -135,8 +157,10 @@ class Stepper:
         from sparsejax.sparsity.rows import pack_policy
         from sparsejax.sparsity.selector import Selector
 
-        pages = context // page_size
-        self.group = dense_group(model.config, page_size, model.dtype, ROWS * pages + 1)
+        pages, self.codec = context // page_size, policy.codec
+        self.group = make_group(
+            model.config, page_size, model.dtype, ROWS * pages + 1, codec=self.codec, num_rows=ROWS
+        )
         selector = Selector.of((policy,), page_size, model.config.num_kv_heads, context)
         table = StepTable.build(ROWS, 2 * ROWS, 1)
         self.runner = Runner(model, self.group, table, pages, None, selector)
@@ -170,11 +194,16 @@ class Stepper:
         state = self.runner.state
         if state.kv.bounds[0] is None:
             return
-        every = jnp.arange(self.group.layout.num_pages, dtype=jnp.int32)
-        make = jax.jit(pallas_kernels.page_bounds, donate_argnums=0)
-        bounds = tuple(
-            make(empty, keys, every) for empty, (keys, _) in zip(state.kv.bounds, pools, strict=True)
-        )
+        layout = self.group.layout
+        every = jnp.arange(layout.num_pages, dtype=jnp.int32)
+
+        def bounds_of(empty: Any, stored: tuple) -> Any:
+            if self.codec == "dense":
+                return pallas_kernels.page_bounds(empty, stored[0], every)
+            return layout.sealed.bounds(empty, stored[0], every, jnp.int32(len(every)))
+
+        make = jax.jit(bounds_of, donate_argnums=0)
+        bounds = tuple(map(make, state.kv.bounds, pools))
         self.runner.state = dataclasses.replace(state, kv=dataclasses.replace(state.kv, bounds=bounds))
 
     def run(self, pools: tuple, steps: int) -> tuple[tuple, float]:
@@ -189,7 +218,7 @@ class Stepper:
             plan = StepPlan(decode=self.sequences, outputs=[(s, length) for s in self.sequences])
             results = self.runner.read(self.runner.dispatch(plan, True, False))
         seconds = (time.perf_counter() - started) / steps
-        if results.tiles is not None:
-            held, read = results.tiles.sum((0, 1)).tolist()
+        if results.reads is not None:
+            held, read = results.reads.tiles.sum((0, 1)).tolist()
             self.read = read / held
         return self._swap(()), seconds

@@ -167,10 +167,9 @@ class PagedKV:
         """Forgets what layers kept of a row's earlier steps: another sequence takes it."""
         return replace(self, kept=tuple(None if kept is None else kept.without(row) for kept in self.kept))
 
-    def end_step(self) -> tuple[PagedKV, Int[Array, "B 2"] | None]:
-        """The state for the next step, and the tiles (a page of one KV head of one layer) that each decode row
-        holds and has read in this one; None without a selector."""
-        return replace(self, handed=None), None if self.handed is None else self.handed.tiles
+    def end_step(self) -> tuple[PagedKV, Any]:
+        """The state for the next step, and what the layers of this one handed on; None without a selector."""
+        return replace(self, handed=None), self.handed
 
     def _decode(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,22 @@ from sparsejax.models.config import DecoderConfig
 from sparsejax.sparsity.evictor import Evictor
 from sparsejax.sparsity.keep_rows import KeepRows
 from sparsejax.sparsity.rows import PolicyRows
-from sparsejax.sparsity.selector import Selector
+from sparsejax.sparsity.selector import Handed, Selector
+
+
+class Reads(NamedTuple):
+    """What the decode rows of a step read.
+
+    Attributes:
+        tiles: int32 ``[B, 2]``: tiles (a page of one KV head of one layer) that each row holds, and that it read.
+        recall: float32 ``[B, L]``: the share of attention probability that it captured, -1 where that was not
+            measured; None where no policy measures it.
+        more: int32 ``[B, 2]``: 1 for rows whose budget grew for that, and for those that read everything from now.
+    """
+
+    tiles: Array
+    recall: Array | None = None
+    more: Array | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -76,6 +92,16 @@ class DeviceState:
         """Cuts the cache of one row, whose table still lists its old pages; see `Evictor.evict`."""
         kv = evictor.evict(self.kv, self.keep, row, self.tables[row], length, kept, at, new_pages)
         return replace(self, kv=kv.without_row(row))
+
+    def after_step(self, rows: Int[Array, " R"], handed: Handed | None) -> tuple[DeviceState, Reads | None]:
+        """What decode rows read in a step, and the state in which those that captured too little read more."""
+        if handed is None:
+            return self, None
+        selector = self.kv.selector
+        if not selector.samples:
+            return self, Reads(handed.tiles)
+        policy, more = self.policy.guarded(rows, handed.recall, selector.width)
+        return replace(self, policy=policy), Reads(handed.tiles, handed.recall, more)
 
     def with_tables(self, tables: Int[Array, "B S"]) -> DeviceState:
         return replace(self, tables=tables)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sparsejax.engine.core import EngineCore
+from sparsejax.engine.reads import recall_stats
 
 
 def engine_stats(core: EngineCore) -> dict[str, int | float]:
@@ -27,6 +28,9 @@ def engine_stats(core: EngineCore) -> dict[str, int | float]:
         "decode_dense_bytes": read_bytes("dense", "decode_queries_dense"),
         "decode_held_bytes": read_bytes("held"),
         "decode_read_bytes": read_bytes("read"),
+        "budgets_widened": core.counters["budgets_widened"],
+        "budgets_dropped": core.counters["budgets_dropped"],
+        **recall_stats(core.counters),
         "kv_live_pages": allocator.num_live,
         "kv_free_pages": allocator.num_free,
         "kv_live_bytes": allocator.num_live * group.page_bytes + len(scheduler.running) * group.row_bytes,

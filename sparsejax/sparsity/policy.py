@@ -41,6 +41,10 @@ class SparsityConfig:
         filter_layers: layers that select; the layers after each of them reuse its list, those before the first
             read everything. ``"auto"`` spreads three over the depth; None is every layer for itself.
         dense_layers: so many first layers read everything.
+        recall_every: measure at every n-th position, with a dense pass, which share of the attention probability
+            the selection captured; 0 never does.
+        recall_floor: where the mean over layers falls under this share, the row's budget doubles, and past the
+            longest list the row reads everything from there on.
         seed: of ``random``.
         codec: how full pages are stored: ``dense`` (the model's dtype), ``int8``, ``fp8`` (e4m3) or ``int4``. One
             for all policies of an engine; None takes that of the others, or ``dense``.
@@ -56,6 +60,8 @@ class SparsityConfig:
     top_p: float = 1.0
     filter_layers: tuple[int, ...] | str | None = None
     dense_layers: int = 0
+    recall_every: int = 0
+    recall_floor: float = 0.0
     seed: int = 0
     codec: str | None = None
 
@@ -69,11 +75,14 @@ class SparsityConfig:
             )
         valid.codec(self.codec)
         valid.budget(self.budget)
-        for name, least in (("sink", 0), ("recent", 0), ("interval", 1), ("dense_layers", 0), ("seed", 0)):
-            valid.integer(name, getattr(self, name), least)
+        for name in ("sink", "recent", "dense_layers", "recall_every", "seed"):
+            valid.integer(name, getattr(self, name), 0)
+        valid.integer("interval", self.interval, 1)
         if self.stride is not None:
             valid.integer("stride", self.stride, 1)
         valid.share("top_p", self.top_p)
+        if self.recall_floor:
+            valid.share("recall_floor", self.recall_floor)
         object.__setattr__(self, "filter_layers", valid.layers(self.filter_layers))
         for reason in valid.refusals(self):
             raise ConfigError(reason)

@@ -21,11 +21,18 @@ from sparsejax.sparsity.select import Query
 
 
 class Handed(NamedTuple):
-    """What a layer hands on to the next one within a step: the rows' lists, and the tiles (a page of one KV head
-    of one layer) that they hold and have read so far."""
+    """What a layer hands on to the next one within a step: the rows' lists, the tiles (a page of one KV head of one
+    layer) that they hold and have read so far, and the share of each layer's attention probability that they
+    captured (mean over heads; -1: not measured)."""
 
     lists: Lists
     tiles: Int[Array, "B 2"]
+    recall: Float[Array, "B L"]
+
+    @classmethod
+    def first(cls, lists: Lists, num_layers: int) -> Handed:
+        rows = len(lists.counts)
+        return cls(lists, jnp.zeros((rows, 2), jnp.int32), jnp.full((rows, num_layers), -1.0))
 
 
 @dataclass(frozen=True)
@@ -39,6 +46,7 @@ class Selector:
         width: pages of the longest list.
         heads: lists of a row: one per KV head, or 1 where every declared policy shares its lists.
         keeps: whether lists serve more than one step.
+        samples: whether recall is measured.
     """
 
     selects: tuple[Select, ...]
@@ -47,6 +55,7 @@ class Selector:
     width: int
     heads: int
     keeps: bool
+    samples: bool
 
     @classmethod
     def of(
@@ -64,6 +73,7 @@ class Selector:
             min(longest, max(policy.page_counts(max_model_len, page_size).budget for policy in selecting)),
             1 if all(policy.shared for policy in selecting) else num_kv_heads,
             any(policy.interval > 1 for policy in selecting),
+            any(policy.recall_every for policy in selecting),
         )
 
     def lacks(self, policy: SparsityConfig, num_prompt: int) -> str | None:
@@ -75,6 +85,8 @@ class Selector:
             return f"one list for all KV heads, not one for each as {policy.kind.name!r} without filter_layers needs"
         if policy.interval > 1 and not self.keeps:
             return f"selections of one step only, not interval={policy.interval}"
+        if policy.recall_every and not self.samples:
+            return f"selections whose recall nobody measures, not recall_every={policy.recall_every}"
         if min(budget, self.longest) > self.width:
             return f"budgets of up to {self.width} pages of {self.page_size} tokens, not {budget} pages"
         return None
@@ -130,7 +142,7 @@ class Selector:
         page_ids, counts = batch.decode.page_list(self.page_size)
         listed = counts[:, 0]
         if handed is None:
-            handed = Handed(Lists.empty(len(listed), self.heads, self.width), jnp.zeros((len(listed), 2), jnp.int32))
+            handed = Handed.first(Lists.empty(len(listed), self.heads, self.width), policy.roles.shape[1])
         role, fits = policy.roles[:, layer], listed <= policy.budget
         owns = ((role == Role.SELECT) | (role == Role.SELECT_READ_ALL)) & ~fits
         due, lists = owns, handed.lists
@@ -147,25 +159,37 @@ class Selector:
             q, pages.k_pages, pages.v_pages, bounds, page_ids, counts, lengths, options, scales=pages.scales
         )
         scans = [due & (policy.kind == place) for place, kind in enumerate(self.selects) if kind.reads_all]
+        if self.samples:
+            every = policy.recall_every
+            scans.append(~reads_all & (every > 0) & ((lengths - 1) % jnp.maximum(every, 1) == 0))
         whole = attention(page_ids, _of(sum(scans, reads_all), counts), return_lse=bool(scans))
         if scans:
             whole, lse = whole
             query = query._replace(lse=lse)
 
-        def some() -> tuple[Array, Lists]:
+        def some() -> tuple[Array, Lists, Array | None]:
             def anew() -> Lists:
                 return choose(query, policy, due, self.selects, self.heads, self.width).where(due, lists)
 
             chosen = lax.cond(due.any(), anew, lambda: lists)
-            part = attention(chosen.physical(page_ids), _of(~reads_all, chosen.counts), logical_ids=chosen.ids)
-            return jnp.where(reads_all[:, None, None], whole, part), chosen
+            where = chosen.physical(page_ids), _of(~reads_all, chosen.counts)
+            part = attention(*where, logical_ids=chosen.ids, return_lse=self.samples)
+            captured = None
+            if self.samples:
+                part, part_lse = part
+                captured = jnp.where(scans[-1], jnp.minimum(jnp.exp(part_lse - lse), 1).mean(-1), -1)
+            return jnp.where(reads_all[:, None, None], whole, part), chosen, captured
 
-        out, lists = lax.cond((due | ~reads_all).any(), some, lambda: (whole, lists))
+        def none() -> tuple[Array, Lists, Array | None]:
+            return whole, lists, jnp.full(len(listed), -1.0) if self.samples else None
+
+        out, lists, captured = lax.cond((due | ~reads_all).any(), some, none)
         if kept is not None:
             kept = kept.with_rows(batch.rows, lists.where(owns, mine))
         heads = pages.k_pages.shape[1]
         read = jnp.where(reads_all, heads * listed, heads // self.heads * lists.counts.sum(-1))
-        return out, kept, Handed(lists, handed.tiles + jnp.stack([heads * listed, read], -1))
+        recall = handed.recall if captured is None else handed.recall.at[:, layer].set(captured)
+        return out, kept, Handed(lists, handed.tiles + jnp.stack([heads * listed, read], -1), recall)
 
 
 def _of(rows: Array, counts: Array) -> Array:

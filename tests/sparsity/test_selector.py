@@ -11,10 +11,12 @@ import pytest
 
 import pallas_kernels
 from sparsejax.cache.paged import Rows, StepBatch
+from sparsejax.cache.views import DensePages
 from sparsejax.sparsity.lists import Lists
-from sparsejax.sparsity.policy import Role, SparsityConfig
+from sparsejax.sparsity.policy import ALL_PAGES, Role, SparsityConfig
 from sparsejax.sparsity.rows import PolicyRows, pack_policy
 from sparsejax.sparsity.selector import Selector
+from tests.sparsity import select_oracle
 
 HEADS, KV_HEADS, DIM, SIZE, PAGES, LAYERS = 4, 2, 8, 4, 12, 3
 OPTIONS = dict(window=None, soft_cap=None, implementation=None)
@@ -38,7 +40,7 @@ class Layers:
     def _read(self, layer, q, length, kept, handed):
         nothing = jnp.zeros(1, jnp.int32)
         batch = StepBatch(*[nothing] * 4, Rows(IDS, length), rows=nothing, policy=self.policy)
-        return self.selector.read(layer, q, (KEYS, KEYS), self.bounds, batch, kept, handed, OPTIONS)
+        return self.selector.read(layer, q, DensePages(KEYS, KEYS), self.bounds, batch, kept, handed, OPTIONS)
 
     def step(self, length: int, seed: int):
         """Outputs and lists of every layer for random queries of a row of `length` tokens."""
@@ -49,6 +51,7 @@ class Layers:
             out, self.kept[layer], handed = self._read(layer, q, length_, self.kept[layer], handed)
             lists = [handed.lists.ids[0, h, : handed.lists.counts[0, h]].tolist() for h in range(self.selector.heads)]
             seen.append((q, np.asarray(out[0]), lists))
+        self.recall = np.asarray(handed.recall[0])
         return seen, np.asarray(handed.tiles[0])
 
 
@@ -116,6 +119,33 @@ def test_lists_grow_by_the_pages_that_opened():
     lists = Lists(jnp.asarray([[[0, 3, 5, 0, 0]], [[0, 0, 0, 0, 0]]]), jnp.asarray([[3], [0]]))
     grown = lists.grown(jnp.asarray([8, 8]))
     assert grown.counts.tolist() == [[5], [0]] and grown.ids[0, 0].tolist() == [0, 3, 5, 6, 7]
+
+
+def test_recall_is_the_probability_of_what_is_read():
+    layers = Layers(budget=24, recall_every=3)
+    for length in range(38, 44):
+        seen, _ = layers.step(length, length)
+        if (length - 1) % 3:
+            assert (layers.recall == -1).all()
+            continue
+        for (q, _, lists), recall in zip(seen, layers.recall, strict=True):
+            keys = np.asarray(KEYS[1:], np.float64)
+            mass = select_oracle.probabilities(q[0].astype(np.float64), keys, length).reshape(KV_HEADS, -1, PAGES)
+            captured = np.mean([mass[head][:, mine].sum(-1) for head, mine in enumerate(lists)])
+            np.testing.assert_allclose(recall, captured, atol=1e-5)
+            assert recall < 0.999
+
+
+def test_rows_that_capture_too_little_read_more_and_then_everything():
+    config = SparsityConfig(select="quest", budget=16, sink=4, recent=4, recall_every=1, recall_floor=0.8)
+    row = pack_policy(config, 48, SIZE, Selector.of((config,), SIZE, 2, 48).selects, 2)
+    policy = PolicyRows(**{name: jnp.asarray(np.stack([value] * 4)) for name, value in row.items()})
+    recall = jnp.asarray([[0.9, 0.5], [0.9, 0.8], [-1.0, -1.0], [-1.0, 0.1]])
+    rows = jnp.arange(4)
+    once, more = policy.guarded(rows, recall, 8)
+    assert once.budget.tolist() == [8, 4, 4, 8] and more.tolist() == [[1, 0], [0, 0], [0, 0], [1, 0]]
+    twice, more = once.guarded(rows, recall, 8)
+    assert twice.budget.tolist() == [ALL_PAGES, 4, 4, ALL_PAGES] and more.tolist() == [[1, 1], [0, 0], [0, 0], [1, 1]]
 
 
 def test_roles_of_layers():
