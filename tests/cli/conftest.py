@@ -96,6 +96,7 @@ class EchoEngine:
         return {
             "kv_live_bytes": 2**10 * len(self.waiting),
             "compile_seconds": 0.0,
+            "decode_queries": asked,
             "decode_held_bytes": 4 * asked,
             "decode_read_bytes": asked,
         }
