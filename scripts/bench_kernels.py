@@ -70,7 +70,8 @@ def workload(args: argparse.Namespace) -> Workload:
 
 
 def measure(op: str, call: Call, work: Workload, args: argparse.Namespace) -> dict[str, Any]:
-    """Compile seconds, and the least and median milliseconds of warm calls; or why none serves."""
+    """Compile seconds, the least and median milliseconds of warm calls, and the median of all threads' processor
+    milliseconds, which other processes disturb less; or why none serves."""
     chosen, declined = pallas_kernels.explain(op, **call, implementation=args.implementation)
     if chosen is None:
         return {"backend": None, "declined": declined}
@@ -82,11 +83,12 @@ def measure(op: str, call: Call, work: Workload, args: argparse.Namespace) -> di
     started = time.perf_counter()
     compiled = jax.jit(function, donate_argnames=pools).lower(**given).compile()
     compile_seconds = time.perf_counter() - started
-    times = []
+    times, processor = [], []
     for _ in range(args.repeats + 1):
-        started = time.perf_counter()
+        started, cpu = time.perf_counter(), time.process_time()
         result = jax.block_until_ready(compiled(**given))
         times.append(1e3 * (time.perf_counter() - started))
+        processor.append(1e3 * (time.process_time() - cpu))
         updated = result if isinstance(result, tuple) else (result,)
         given |= {name: pool for name, pool in zip(UPDATES.get(op, ()), updated, strict=False) if name in pools}
     warm = times[1:] or times
@@ -95,6 +97,7 @@ def measure(op: str, call: Call, work: Workload, args: argparse.Namespace) -> di
         "compile_s": round(compile_seconds, 3),
         "min_ms": round(min(warm), 4),
         "median_ms": round(statistics.median(warm), 4),
+        "median_cpu_ms": round(statistics.median(processor[1:] or processor), 4),
     }
 
 
