@@ -1,4 +1,4 @@
-"""Full decode steps of a random model at long contexts: dense attention against every way to select."""
+"""Full decode steps of a random model at long contexts: dense attention against ways to select and to store."""
 
 from __future__ import annotations
 
@@ -27,6 +27,10 @@ POLICIES: dict[str, dict[str, Any]] = {
     "quest, 2 dense layers": {"preset": "quest", "dense_layers": 2},
     "omnikv": {"preset": "omnikv"},
     "turbo": {"preset": "turbo"},
+    "int8": {"preset": "int8"},
+    "int4": {"preset": "int4"},
+    "quest, int4": {"preset": "quest", "codec": "int4"},
+    "turbo, int4": {"preset": "turbo", "codec": "int4"},
 }
 
 
@@ -86,19 +90,20 @@ def measure(path: Path, context: int, args: argparse.Namespace) -> list[dict[str
     """Seconds per step of every policy. They take turns, the first round is not counted, and the order rotates."""
     model = long_model(path, args.dtype, context)
     steppers = {name: Stepper(model, policy(name, args.keep), context, args.page_size) for name in args.policies}
-    pools = random_pools(next(iter(steppers.values())).group)
+    pools = {stepper.codec: random_pools(stepper.group) for stepper in steppers.values()}
     for stepper in steppers.values():
-        stepper.fill_bounds(pools)
+        stepper.fill_bounds(pools[stepper.codec])
     runs, names = [], list(steppers)
     for repetition in range(-1, args.reps):
         for name in (*names[repetition % len(names) :], *names[: repetition % len(names)]):
             before = Load.now(os.getpid())
             cpu = time.process_time()
-            pools, seconds = steppers[name].run(pools, args.steps)
+            stepper = steppers[name]
+            pools[stepper.codec], seconds = stepper.run(pools[stepper.codec], args.steps)
             cpu = (time.process_time() - cpu) / args.steps
             foreign = Load.now(os.getpid()).since(before)["foreign_cpu"]
             if repetition >= 0:
-                figures = {"seconds": seconds, "cpu_seconds": cpu, "read": steppers[name].read, "foreign_cpu": foreign}
+                figures = {"seconds": seconds, "cpu_seconds": cpu, "read": stepper.read, "foreign_cpu": foreign}
                 runs.append({"policy": name, "context": context, "repetition": repetition, **figures})
                 progress(f"{context}: {repetition + 1}, {name}: {1e3 * seconds:.1f} ms, {1e3 * cpu:.1f} of processors")
     return runs
@@ -106,10 +111,10 @@ def measure(path: Path, context: int, args: argparse.Namespace) -> list[dict[str
 
 def policy(name: str, keep: int) -> Any:
     """The policy `name` with the budget under test."""
-    from sparsejax.sparsity.policy import SparsityConfig
+    from sparsejax.sparsity.policy import declared
 
     parameters = POLICIES[name]
-    return SparsityConfig.coerce({**parameters, "budget": keep} if parameters else "dense")
+    return declared({**parameters, "budget": keep} if parameters else "dense")[0]
 
 
 def long_model(path: Path, dtype: str, context: int) -> Any:
@@ -123,13 +128,19 @@ def long_model(path: Path, dtype: str, context: int) -> Any:
 
 
 def random_pools(group: Any) -> tuple:
-    """Normal keys and values in place of a prefill; every layer holds the same ones."""
+    """Normal keys and values, or random codes, in place of a prefill; every layer holds the same ones."""
     import jax
+    import jax.numpy as jnp
 
-    layout = group.layout
-    make = jax.jit(lambda seed: jax.random.normal(jax.random.key(seed), layout.shape, layout.dtype))
-    pools = make(0), make(1)
-    return tuple(jax.tree.map(jax.numpy.copy, pools) for _ in group.layers)
+    def draw(leaf: Any, seed: int) -> Any:
+        key = jax.random.key(seed)
+        if jnp.issubdtype(leaf.dtype, jnp.floating):
+            return jax.random.normal(key, leaf.shape, leaf.dtype)
+        return jax.random.bits(key, leaf.shape, jnp.uint8).astype(leaf.dtype)
+
+    shapes, tree = jax.tree.flatten(jax.eval_shape(group.layout.zeros))
+    pools = jax.tree.unflatten(tree, [draw(shape, seed) for seed, shape in enumerate(shapes)])
+    return tuple(jax.tree.map(jnp.copy, pools) for _ in group.layers)
 
 
 class Stepper:
@@ -138,7 +149,7 @@ class Stepper:
     def __init__(self, model: Any, policy: Any, context: int, page_size: int):
         import jax.numpy as jnp
 
-        from sparsejax.cache.group import dense_group
+        from sparsejax.cache.group import make_group
         from sparsejax.engine.rows import neutral_row
         from sparsejax.engine.runner import Runner
         from sparsejax.engine.sequence import Sequence
@@ -146,8 +157,10 @@ class Stepper:
         from sparsejax.sparsity.rows import pack_policy
         from sparsejax.sparsity.selector import Selector
 
-        pages = context // page_size
-        self.group = dense_group(model.config, page_size, model.dtype, ROWS * pages + 1)
+        pages, self.codec = context // page_size, policy.codec
+        self.group = make_group(
+            model.config, page_size, model.dtype, ROWS * pages + 1, codec=self.codec, num_rows=ROWS
+        )
         selector = Selector.of((policy,), page_size, model.config.num_kv_heads, context)
         table = StepTable.build(ROWS, 2 * ROWS, 1)
         self.runner = Runner(model, self.group, table, pages, None, selector)
@@ -181,11 +194,16 @@ class Stepper:
         state = self.runner.state
         if state.kv.bounds[0] is None:
             return
-        every = jnp.arange(self.group.layout.num_pages, dtype=jnp.int32)
-        make = jax.jit(pallas_kernels.page_bounds, donate_argnums=0)
-        bounds = tuple(
-            make(empty, keys, every) for empty, (keys, _) in zip(state.kv.bounds, pools, strict=True)
-        )
+        layout = self.group.layout
+        every = jnp.arange(layout.num_pages, dtype=jnp.int32)
+
+        def bounds_of(empty: Any, stored: tuple) -> Any:
+            if self.codec == "dense":
+                return pallas_kernels.page_bounds(empty, stored[0], every)
+            return layout.sealed.bounds(empty, stored[0], every, jnp.int32(len(every)))
+
+        make = jax.jit(bounds_of, donate_argnums=0)
+        bounds = tuple(map(make, state.kv.bounds, pools))
         self.runner.state = dataclasses.replace(state, kv=dataclasses.replace(state.kv, bounds=bounds))
 
     def run(self, pools: tuple, steps: int) -> tuple[tuple, float]:

@@ -62,18 +62,21 @@ def dense_group(
     return CacheGroup(tuple(range(config.num_layers)), layout)
 
 
-def coded_group(
+def make_group(
     config: DecoderConfig,
     page_size: int,
     dtype: np.dtype,
     num_pages: int,
-    platform: str,
+    platform: str = "cpu",
     *,
-    codec: str,
-    num_rows: int,
+    codec: str = "dense",
+    num_rows: int = 0,
 ) -> CacheGroup:
-    """The one group of a model whose sealed pages are stored as `codec`, with open pages for `num_rows` rows."""
+    """The one group of a model whose full pages are stored as `codec`, with open pages of their own for `num_rows`
+    rows unless that is ``"dense"``."""
     dense = dense_group(config, page_size, dtype, num_pages, platform)
+    if codec == "dense":
+        return dense
     return CacheGroup(dense.layers, CodedLayout.of(dense.layout, codec, num_rows, platform))
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from sparsejax.cache.allocator import PageAllocator
-from sparsejax.cache.group import CacheGroup, coded_group, dense_group, pages_for
+from sparsejax.cache.group import CacheGroup, make_group, pages_for
 from sparsejax.config import EngineConfig
 from sparsejax.engine.compile import release_compiler_memory, use_compile_cache
 from sparsejax.engine.core import EngineCore
@@ -64,7 +64,7 @@ def build_core(config: EngineConfig, model: LoadedModel | None = None, tokenizer
 
     def group_of(num_pages: int) -> CacheGroup:
         shape = (model.config, config.page_size, model.dtype, num_pages, platform)
-        return dense_group(*shape) if codec == "dense" else coded_group(*shape, codec=codec, num_rows=table.max_rows)
+        return make_group(*shape, codec=codec, num_rows=table.max_rows)
 
     num_pages = pages_for(_kv_budget(config, model), group_of(1), wanted=config.max_num_seqs * width)
     group = group_of(num_pages)

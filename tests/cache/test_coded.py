@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from sparsejax import SamplingParams
-from sparsejax.cache.group import coded_group, dense_group
+from sparsejax.cache.group import dense_group, make_group
 from tests.cache.sealed_reference import next_logprobs
 from tests.engine.in_place import assert_in_place
 from tests.engine.models import random_prompts, tiny_engine, tiny_model
@@ -156,10 +156,11 @@ def test_what_no_sequence_holds_is_never_read(engine, wanted):
         assert_same(engine.generate(PROMPTS, params), wanted[params.n])
 
 
-def test_fp8_pools_are_updated_in_place_where_they_are_bytes():
-    """Two programs are enough: the rest of the table is tested with the other codecs."""
-    with tiny_engine(tiny_model(positions=4096), sparsity="fp8", warmup="lazy") as engine:
-        assert engine.core.runner.state.kv.pools[0][0][0].dtype == jnp.uint8
+@pytest.mark.parametrize(("codec", "stored"), [("int8", "int8"), ("fp8", "uint8")])
+def test_pools_are_updated_in_place(codec, stored):
+    """In two programs; the whole table is tested with int4. On a CPU fp8 lies as bytes."""
+    with tiny_engine(tiny_model(positions=4096), sparsity=codec, warmup="lazy") as engine:
+        assert engine.core.runner.state.kv.pools[0][0][0].dtype == stored
         assert_in_place(engine)
 
 
@@ -183,7 +184,7 @@ def test_memory_is_what_is_allocated_and_a_budget_buys_more_pages(codec):
 @pytest.mark.parametrize("codec", CODECS)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_bytes_are_those_of_the_arrays(codec, dtype, platform):
-    group = coded_group(tiny_model().config, 32, jnp.dtype(dtype), 7, platform, codec=codec, num_rows=3)
+    group = make_group(tiny_model().config, 32, jnp.dtype(dtype), 7, platform, codec=codec, num_rows=3)
     pools = [group.layout.zeros() for _ in group.layers]
     assert sum(leaf.nbytes for leaf in jax.tree.leaves(pools)) == group.pool_bytes
     assert group.pool_bytes == 7 * group.page_bytes + group.fixed_bytes
@@ -196,5 +197,5 @@ def test_share_of_a_dense_page_in_bfloat16(codec, share):
     """Head dim 64, pages of 32 tokens."""
     config = dataclasses.replace(tiny_model().config, head_dim=64)
     shape = (config, 32, jnp.dtype("bfloat16"), 2)
-    coded = coded_group(*shape, "cpu", codec=codec, num_rows=1).page_bytes
+    coded = make_group(*shape, "cpu", codec=codec, num_rows=1).page_bytes
     assert coded / dense_group(*shape).page_bytes == pytest.approx(share, abs=1e-4)

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 
 from sparsejax import SamplingParams
-from sparsejax.cache.group import dense_group
+from sparsejax.cache import group
 from sparsejax.cache.layout import DenseLayout
-from sparsejax.engine import build
 
 from .models import random_prompts, tiny_engine, tiny_model
 
@@ -25,7 +24,7 @@ def tokens_and_bytes() -> tuple[list[list[int]], int]:
 
 def test_tokens_do_not_depend_on_the_layout(monkeypatch):
     plain, plain_bytes = tokens_and_bytes()
-    monkeypatch.setattr(build, "dense_group", functools.partial(_for_tpu, dense_group))
+    monkeypatch.setattr(group, "dense_group", functools.partial(_for_tpu, group.dense_group))
     side_by_side, side_bytes = tokens_and_bytes()
     assert side_by_side == plain
     assert side_bytes == plain_bytes * 128 // (2 * tiny_model().config.head_dim)

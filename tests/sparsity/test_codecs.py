@@ -28,10 +28,10 @@ def tokens(outputs):
     return [output.outputs[0].token_ids for output in outputs]
 
 
-@pytest.fixture(scope="module", params=["int8", "int4"])
-def engine(request):
-    # Long sequences, so that a pool is larger than any step's temporaries and a copy of one shows.
-    settings = dict(sparsity=(request.param, *SELECTS), warmup="full", num_decode_steps=3)
+@pytest.fixture(scope="module")
+def engine():
+    # Long sequences, so that no temporary array has the shape of a pool.
+    settings = dict(sparsity=("int4", *SELECTS), warmup="full", max_num_seqs=4, num_decode_steps=3)
     with tiny_engine(tiny_model(positions=4096), **settings) as engine:
         yield engine
 
@@ -59,9 +59,6 @@ def test_every_policy_gives_in_a_mixed_batch_what_it_gives_alone(engine, everyth
 
 def test_pools_and_bounds_are_updated_in_place(engine):
     assert_in_place(engine)
-    runner = engine.core.runner
-    for key, program in runner.programs.items():
-        assert program.memory_analysis().temp_size_in_bytes < runner.state.kv.group.layout.pool_bytes / 2, key
 
 
 def test_bounds_hold_for_what_attention_reads(engine, everything):

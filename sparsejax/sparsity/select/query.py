@@ -18,9 +18,9 @@ class Query(NamedTuple):
         lengths: tokens of each row, the query's own included.
         bounds: key bounds of sealed pages ``[N, K, 2D]``; None unless a declared select needs them.
         options: `window`, `soft_cap` and `implementation` of the layer's attention.
+        lse: log-sum-exp ``[B, H]`` of attention over all pages, for rows whose select reads all of them.
         scales: of coded pages, whose `k_pages` and `v_pages` are codes; the open page is not among those. None
             where pages are dense.
-        lse: log-sum-exp ``[B, H]`` of attention over all pages, for rows whose select reads all of them.
     """
 
     q: Array
@@ -31,8 +31,8 @@ class Query(NamedTuple):
     counts: Array
     lengths: Array
     options: dict[str, Any]
-    scales: Array | None = None
     lse: Array | None = None
+    scales: Array | None = None
 
 
 def probability(query: Query, group: str) -> Float[Array, "B K S"]:
