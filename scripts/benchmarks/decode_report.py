@@ -17,7 +17,7 @@ def decode_table(results: dict, dtype: str) -> str:
     foreign = [run["foreign_cpu"] for run in entry["runs"] if run["foreign_cpu"] is not None]
     busy = f"; others used {statistics.median(foreign):.0%} of the processors meanwhile" if foreign else ""
     rows = [HEADER]
-    for context in sorted(load["contexts"]):
+    for context in sorted({run["context"] for run in entry["runs"]}):
         rows += [(str(context), name, *cells(entry["runs"], name, context)) for name in entry["policies"]]
     return (
         f"**{dtype}**: milliseconds of a full decode step of {load['rows']} rows, median of {rounds} interleaved "

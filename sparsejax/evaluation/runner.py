@@ -112,6 +112,7 @@ def measure_kv(engine: Engine, policy: Policy, request: Request) -> KvBytes:
     params = SamplingParams(
         temperature=0.0, max_tokens=DECODED + 1, ignore_eos=True, detokenize=False, sparsity=policy.sparsity
     )
+    engine.step()  # takes in what earlier requests left on the device, so that it is not counted here
     before, peak, started = engine.stats(), 0, None
     engine.add_request("kv-bytes", request.prompt, params)
     while engine.has_unfinished():
