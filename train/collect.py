@@ -11,6 +11,7 @@ import argparse
 import dataclasses
 import json
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -111,7 +112,7 @@ def collect(
     found, squares, done = sequences(source, tokenizer, length), [], 0
     for number in range(-(-count // shard)):
         rows = min(shard, count - done)
-        taken = [one for one, _ in zip(found, range(rows), strict=False)]
+        taken = list(islice(found, rows))
         if len(taken) < rows:
             raise ConfigError(f"{source.path} has {done + len(taken)} sequences of {length} tokens; {count} were asked")
         file = out / f"shard-{number:05d}.npz"

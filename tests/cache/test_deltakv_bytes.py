@@ -12,8 +12,8 @@ from pallas_kernels.deltakv import Grid
 from sparsejax.cache.codecs.deltakv import DeltaPages, Plan, cache_bytes
 from sparsejax.errors import ConfigError
 from sparsejax.models.config import DecoderConfig
-from sparsejax.models.loader import load_config
 from sparsejax.models.files import EMBEDDED
+from sparsejax.models.loader import load_config
 
 # Layers, KV heads, filter layers and latent width of the published compressors (Qwen3-8B: that of Qwen3-4B).
 MODELS = {

@@ -83,8 +83,9 @@ def load_compressor(path: str | Path, cfg: DecoderConfig, base: str) -> Compress
     if not {"model", "grid", "tensors"} <= facts.keys():
         raise ModelError(f"{path / FACTS} must say model, grid and tensors; it says {sorted(facts)}: export it again")
     wanted, made = _facts(cfg, base), facts["model"]
-    differing = [f"{name} {made.get(name)} (the model has {value})" for name, value in wanted.items()
-                 if made.get(name) != value]
+    differing = [
+        f"{name} {made.get(name)} (the model has {value})" for name, value in wanted.items() if made.get(name) != value
+    ]
     if differing:
         raise ModelError(f"the compressor in {path} was trained for another model: {'; '.join(differing)}")
     try:
