@@ -115,7 +115,8 @@ def _decoded(read: Callable[[bytes], Any], raw: bytes) -> Any:
 async def _refuse(request: Any, context: grpc.aio.ServicerContext) -> None:
     status = as_status(
         Refused(
-            grpc.StatusCode.UNAUTHENTICATED, "the token is missing or wrong: send metadata 'authorization: Bearer TOKEN'."
+            grpc.StatusCode.UNAUTHENTICATED,
+            "the token is missing or wrong: send metadata 'authorization: Bearer TOKEN'.",
         )
     )
     await context.abort(status.code, status.details)
