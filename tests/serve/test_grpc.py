@@ -25,8 +25,8 @@ from sparsejax import SamplingParams  # noqa: E402
 from sparsejax.config import EngineConfig  # noqa: E402
 from sparsejax.engine.async_engine import AsyncEngine  # noqa: E402
 from sparsejax.errors import RequestError, SparseJaxError  # noqa: E402
-from sparsejax.serve.errors import Overloaded, Unavailable  # noqa: E402
 from sparsejax.serve.admission import ServiceLimits  # noqa: E402
+from sparsejax.serve.errors import Overloaded, Unavailable  # noqa: E402
 from sparsejax.serve.grpc.options import GrpcOptions  # noqa: E402
 from sparsejax.serve.grpc.protos import control_pb2  # noqa: E402
 from sparsejax.serve.grpc.protos import inference_pb2 as pb  # noqa: E402
@@ -270,7 +270,8 @@ def test_bad_requests(client):
 
 def test_broken_messages_change_nothing(live, client):
     wanted = client.generate("abc", {"seed": 1}).outputs
-    whole = pb.GenerateRequest(text="abc" * 9, sampling=pb.SamplingParams(max_tokens=2, stop=["x", "yy"])).SerializeToString()
+    sampling = pb.SamplingParams(max_tokens=2, stop=["x", "yy"])
+    whole = pb.GenerateRequest(text="abc" * 9, sampling=sampling).SerializeToString()
     draw = random.Random(3)
     allowed = {grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND}
     seen = set()
