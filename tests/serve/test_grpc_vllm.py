@@ -8,10 +8,12 @@ import pytest
 
 pytest.importorskip("grpc_health")
 pytest.importorskip("grpc_reflection")
-pb = pytest.importorskip("smg_grpc_proto.generated.vllm_engine_pb2")
+pytest.importorskip("smg_grpc_proto")
 
 import grpc  # noqa: E402
-from smg_grpc_proto import common_pb2, vllm_engine_pb2_grpc  # noqa: E402
+from smg_grpc_proto import vllm_engine_pb2 as pb  # noqa: E402
+from smg_grpc_proto import vllm_engine_pb2_grpc  # noqa: E402
+from smg_grpc_proto.generated import common_pb2  # noqa: E402
 
 from sparsejax import SamplingParams  # noqa: E402
 from sparsejax.config import EngineConfig  # noqa: E402

@@ -14,7 +14,7 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from sparsejax.errors import RequestError, SparseJaxError
-from sparsejax.serve.grpc.errors import Refused, RpcStatus, as_status
+from sparsejax.serve.grpc.errors import RpcStatus, as_status
 from sparsejax.serve.service import Service, Status
 
 log = logging.getLogger("sparsejax.access")
@@ -113,10 +113,5 @@ def _decoded(read: Callable[[bytes], Any], raw: bytes) -> Any:
 
 
 async def _refuse(request: Any, context: grpc.aio.ServicerContext) -> None:
-    status = as_status(
-        Refused(
-            grpc.StatusCode.UNAUTHENTICATED,
-            "the token is missing or wrong: send metadata 'authorization: Bearer TOKEN'.",
-        )
-    )
-    await context.abort(status.code, status.details)
+    message = "the token is missing or wrong: send metadata 'authorization: Bearer TOKEN'."
+    await context.abort(grpc.StatusCode.UNAUTHENTICATED, message)
