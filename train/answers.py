@@ -1,6 +1,6 @@
 """Exact answers without an engine: correct replies are fed, and each of their tokens must be the model's first choice.
 
-Greedy decoding gives a reply exactly if that holds for all of its tokens. Queries read the prompt under one of three
+Greedy decoding gives a reply exactly if that holds for all of its tokens (the line's end is not asked for). Queries read the prompt under one of three
 visibilities: ``dense`` (all raw), ``sealed`` (earlier pages compressed throughout) and ``raw_prompt`` (raw until the
 prompt is read, or, with a question that comes later, until the document is).
 """
@@ -56,7 +56,7 @@ def exact_answers(
     length = -(-(cell.length + 32) // grid.page_size) * grid.page_size
     outcomes = []
     for request in cell.requests:
-        reply = tokenizer(request.turn.reply, add_special_tokens=False).input_ids
+        reply = tokenizer(request.turn.reply.rstrip(), add_special_tokens=False).input_ids
         tokens = np.zeros(length, np.int32)
         last = len(request.token_ids) + len(reply) - 1
         tokens[: last + 1] = [*request.token_ids, *reply]

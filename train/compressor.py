@@ -53,7 +53,7 @@ class Settings:
     pages: int = 32
     rows: int = 1
     rate: float = 1e-3
-    model_rate: float = 2e-4
+    model_rate: float = 5e-4
     warmup: float = 0.05
     clip: float = 1.0
     reconstruction: float = 1.0

@@ -64,6 +64,7 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--latent", type=int, default=64)
     parser.add_argument("--inner", type=int, default=128, help="width inside f")
+    parser.add_argument("--neighbours", type=int, default=4, help="references that a token's base averages")
     parser.add_argument("--filter-layers", type=int, nargs="+", default=[0])
     parser.add_argument("--filter-codec", default="int8", choices=("int8", "int4"))
     parser.add_argument("--layer-steps", type=int, default=200)
@@ -77,7 +78,7 @@ def main() -> None:
     tokenizer = load_tokenizer(model.path)
     facts = collect(model, tokenizer, out / "kv", Source(args.source), count=args.sequences, length=args.length)
     settings = Settings(
-        grid=Grid(),
+        grid=Grid(neighbours=args.neighbours),
         latent=args.latent,
         inner=args.inner,
         filter_layers=tuple(args.filter_layers),

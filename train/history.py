@@ -92,7 +92,7 @@ class CompressedHistory:
         place = jnp.arange(n)
         page = place // self.grid.page_size
         as_is = (page[:, None] == page) | (place < self.raw_until[:, None])[:, :, None]
-        out = _attend(q, raw, read, as_is[:, None, None], n)
+        out = _attend(rotate(q), raw, read, as_is[:, None, None], n)
         return out, dataclasses.replace(self, losses=losses)
 
     def _group_shape(self, layer: int) -> tuple[int, int]:
