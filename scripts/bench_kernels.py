@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import pallas_kernels
+from pallas_kernels.dispatch import holds_arrays
 from pallas_kernels.workload import UPDATES, Call, Workload
 
 
@@ -76,7 +77,11 @@ def measure(op: str, call: Call, work: Workload, args: argparse.Namespace) -> di
     if chosen is None:
         return {"backend": None, "declined": declined}
     rng = np.random.default_rng(0)
-    given = {name: fill(name, value, work, rng) for name, value in call.items() if hasattr(value, "shape")}
+    given = {
+        name: jax.tree.map(lambda leaf, name=name: fill(name, leaf, work, rng), value)
+        for name, value in call.items()
+        if holds_arrays(value)
+    }
     static = {name: value for name, value in call.items() if name not in given}
     pools = tuple(name for name in UPDATES.get(op, ()) if name in given)
     function = functools.partial(getattr(pallas_kernels, op), implementation=chosen, **static)
@@ -89,7 +94,7 @@ def measure(op: str, call: Call, work: Workload, args: argparse.Namespace) -> di
         result = jax.block_until_ready(compiled(**given))
         times.append(1e3 * (time.perf_counter() - started))
         processor.append(1e3 * (time.process_time() - cpu))
-        updated = result if isinstance(result, tuple) else (result,)
+        updated = result if isinstance(result, tuple) and len(pools) > 1 else (result,)
         given |= {name: pool for name, pool in zip(UPDATES.get(op, ()), updated, strict=False) if name in pools}
     warm = times[1:] or times
     return {

@@ -18,6 +18,7 @@ GROUPS = {
         "generate": "complete prompts from the command line, a file or stdin",
         "chat": "talk with a model in the terminal",
         "serve": "serve a model over HTTP to OpenAI's clients",
+        "grpc": "serve a model over gRPC",
     },
     "Look at this machine": {
         "eval": "measure quality against KV bytes on long-context tasks",
@@ -26,7 +27,7 @@ GROUPS = {
         "doctor": "check versions, devices, kernels, caches and a model",
     },
 }
-ARGUMENTS = {"generate": " [PROMPT ...]", "serve": " [MODEL]"}
+ARGUMENTS = {"generate": " [PROMPT ...]", "serve": " [MODEL]", "grpc": " [MODEL]"}
 COMMANDS = {name: text for group in GROUPS.values() for name, text in group.items()}
 
 

@@ -121,7 +121,8 @@ def measure_kv(engine: Engine, policy: Policy, request: Request) -> KvBytes:
         if started is None and any(output.outputs[0].token_ids for output in outputs):
             started, compiled = time.perf_counter(), now["compile_seconds"]
     seconds = time.perf_counter() - started - (now["compile_seconds"] - compiled)
-    held, read = ((now[name] - before[name]) / DECODED for name in ("decode_held_bytes", "decode_read_bytes"))
+    counted = max(now["decode_queries"] - before["decode_queries"], 1)
+    held, read = ((now[name] - before[name]) / counted for name in ("decode_held_bytes", "decode_read_bytes"))
     return KvBytes(len(request.token_ids), held, peak, read, seconds / DECODED)
 
 
