@@ -27,7 +27,7 @@ GROUPS = {
         "doctor": "check versions, devices, kernels, caches and a model",
     },
 }
-ARGUMENTS = {"generate": " [PROMPT ...]", "serve": " [MODEL]", "grpc": " [MODEL]"}
+ARGUMENTS = {"generate": " [PROMPT ...]", "serve": " [MODEL]", "grpc": " [MODEL]", "bench": " [serve]"}
 COMMANDS = {name: text for group in GROUPS.values() for name, text in group.items()}
 
 

@@ -1,4 +1,4 @@
-"""A model behind an OpenAI-compatible server, with as much of `Engine` as a conversation needs."""
+"""A model behind an OpenAI-compatible server, with as much of `Engine` as conversations and measurements need."""
 
 from __future__ import annotations
 
@@ -51,13 +51,17 @@ class RemoteEngine:
         return [{"messages": messages}]
 
     def stream(self, prompt: dict[str, Any], params: SamplingParams) -> Iterator[RequestOutput]:
-        """Yields what is new as it comes; closing the iterator closes the connection, which aborts there."""
+        """Yields what is new as it comes; closing the iterator closes the connection, which aborts there.
+
+        Args:
+            prompt: ``{"messages": [...]}`` or ``{"prompt": text or token ids}``.
+        """
         asked = {field.name: getattr(params, field.name) for field in dataclasses.fields(params)}
         default = SamplingParams()
         chosen = {name: value for name, value in asked.items() if value != getattr(default, name)}
         chosen.pop("output_kind", None)
         body = {"model": self.model, **prompt, **chosen, "stream": True, "return_token_ids": True}
-        with self._open("/chat/completions", body) as response:
+        with self._open("/completions" if "prompt" in prompt else "/chat/completions", body) as response:
             for line in response:
                 event = line.decode().strip().removeprefix("data: ")
                 if event == "[DONE]":
@@ -69,8 +73,8 @@ class RemoteEngine:
         if "error" in event:
             raise RequestError(event["error"]["message"])
         for choice in event["choices"]:
-            text = choice["delta"].get("content") or ""
-            tokens = choice.get("token_ids", [0] if text else [])
+            text = choice["text"] if "text" in choice else choice["delta"].get("content") or ""
+            tokens = choice.get("token_ids") or ([0] if text else [])
             reason = choice.get("finish_reason")
             part = CompletionOutput(choice["index"], text, tokens, finish_reason=reason)
             yield RequestOutput(event["id"], None, None, outputs=[part], finished=reason is not None)

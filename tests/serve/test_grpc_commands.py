@@ -72,7 +72,8 @@ def process() -> Iterator[tuple[subprocess.Popen, GrpcClient]]:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     command = [sys.executable, "scripts/serve_grpc.py", "--port", str(port), "--warmup", "none"]
-    settings = ["--compile-cache-dir", sparsejax.config.DEFAULT_COMPILE_CACHE, "--max-num-seqs", "2", "--max-model-len", "512"]
+    settings = ["--compile-cache-dir", sparsejax.config.DEFAULT_COMPILE_CACHE]
+    settings += ["--max-num-seqs", "2", "--max-model-len", "512"]
     with subprocess.Popen([*command, *settings], cwd=ROOT, stderr=subprocess.PIPE, text=True) as server:
         try:
             with GrpcClient(f"127.0.0.1:{port}", timeout=60) as client:
