@@ -1,8 +1,8 @@
 """Exact answers without an engine: correct replies are fed, and each of their tokens must be the model's first choice.
 
-Greedy decoding gives a reply exactly if that holds for all of its tokens (the line's end is not asked for). Queries read the prompt under one of three
-visibilities: ``dense`` (all raw), ``sealed`` (earlier pages compressed throughout) and ``raw_prompt`` (raw until the
-prompt is read, or, with a question that comes later, until the document is).
+Greedy decoding gives a reply exactly if that holds for all of its tokens (the line's end is not asked for). Queries
+read the prompt under one of three visibilities: ``dense`` (all raw), ``sealed`` (earlier pages compressed throughout)
+and ``raw_prompt`` (raw until the prompt is read, or, with a question that comes later, until the document is).
 """
 
 from __future__ import annotations

@@ -53,10 +53,10 @@ class Settings:
     pages: int = 32
     rows: int = 1
     rate: float = 1e-3
-    model_rate: float = 5e-4
+    model_rate: float = 3e-4
     warmup: float = 0.05
     clip: float = 1.0
-    reconstruction: float = 1.0
+    reconstruction: float = 10.0
     sink: int = 4
     filter_codec: str = "int8"
     rounding: bool = True
@@ -191,27 +191,22 @@ class Trainer:
             self.held[name] = jax.tree.map(lambda leaf, cut=cut: leaf[cut:], found)
         sizes = (settings.latent // settings.groups, settings.inner // settings.groups)
         self.params = {n: principal(self.pairs[n], *sizes, self.head_dim, settings.seed) for n in names}
-        self.optimizer = _optimizer(settings)
-        self.state = self.optimizer.init(self.params)
+        self.optimizers = _optimizers(settings)
+        self.state = self.optimizers[0].init(self.params)
         self.step, self.total = 0, settings.layer_steps + settings.model_steps
         grid, error = trained_grid(settings), mean_error
         self._evaluate = jax.jit(lambda params: error(params, self.held, settings.grid, self.head_dim))
-        self._layers = self._advance(lambda params, batch: error(params, batch, grid, self.head_dim))
-        self._whole = self._advance(lambda params, batch: model_loss(params, model, settings, *batch))
+        losses = (
+            lambda params, batch: error(params, batch, grid, self.head_dim),
+            lambda params, batch: model_loss(params, model, settings, *batch),
+        )
+        self._stages = [_advance(*pair) for pair in zip(losses, self.optimizers, strict=True)]
         options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
         self.manager = ocp.CheckpointManager(self.out / "checkpoints", options=options)
         if (latest := self.manager.latest_step()) is not None:
             target = jax.tree.map(ocp.utils.to_shape_dtype_struct, {"params": self.params, "state": self.state})
             saved = self.manager.restore(latest, args=ocp.args.StandardRestore(target))
             self.params, self.state, self.step = saved["params"], saved["state"], latest
-
-    def _advance(self, loss: Any) -> Any:
-        def step(params: Any, state: Any, batch: Any) -> tuple[Any, Any, Array]:
-            value, gradients = jax.value_and_grad(loss)(params, batch)
-            updates, state = self.optimizer.update(gradients, state, params)
-            return optax.apply_updates(params, updates), state, value
-
-        return jax.jit(step)
 
     def _batch(self) -> Any:
         """Pages of every layer, or whole sequences, by the step's own random numbers."""
@@ -231,8 +226,11 @@ class Trainer:
             self._log("start", float(self._evaluate(self.params)))
         losses: list[Array] = []
         while self.step < until:
+            if self.step == self.settings.layer_steps:
+                # The stages' gradients differ in size by orders: moments of the first would throw the second.
+                self.state = self.optimizers[1].init(self.params)
             first = self.step < self.settings.layer_steps
-            advance = self._layers if first else self._whole
+            advance = self._stages[not first]
             self.params, self.state, loss = advance(self.params, self.state, self._batch())
             losses.append(loss)
             self.step += 1
@@ -253,16 +251,26 @@ class Trainer:
         print(f"step {self.step} {stage} loss {loss:.4f} held out {held:.4f}", flush=True)
 
 
-def _optimizer(settings: Settings) -> optax.GradientTransformation:
-    """AdamW behind clipping; one rate per stage, each with its own warm-up."""
+def _advance(loss: Any, optimizer: optax.GradientTransformation) -> Any:
+    """The jitted step ``(params, state, batch) -> (params, state, loss)`` of a stage."""
 
-    def stage(peak: float, steps: int) -> optax.Schedule:
+    def step(params: Any, state: Any, batch: Any) -> tuple[Any, Any, Array]:
+        value, gradients = jax.value_and_grad(loss)(params, batch)
+        updates, state = optimizer.update(gradients, state, params)
+        return optax.apply_updates(params, updates), state, value
+
+    return jax.jit(step)
+
+
+def _optimizers(settings: Settings) -> tuple[optax.GradientTransformation, ...]:
+    """AdamW behind clipping for each stage, with the stage's own rate and warm-up."""
+
+    def stage(peak: float, steps: int) -> optax.GradientTransformation:
         warm = max(1, int(settings.warmup * steps))
-        return optax.warmup_cosine_decay_schedule(peak / 10, peak, warm, max(steps, warm + 1), peak / 10)
+        rate = optax.warmup_cosine_decay_schedule(peak / 10, peak, warm, max(steps, warm + 1), peak / 10)
+        return optax.chain(optax.clip_by_global_norm(settings.clip), optax.adamw(rate, weight_decay=0.0))
 
-    stages = [stage(settings.rate, settings.layer_steps), stage(settings.model_rate, settings.model_steps)]
-    rate = optax.join_schedules(stages, [settings.layer_steps])
-    return optax.chain(optax.clip_by_global_norm(settings.clip), optax.adamw(rate, weight_decay=0.0))
+    return stage(settings.rate, settings.layer_steps), stage(settings.model_rate, settings.model_steps)
 
 
 def draw(log: str | Path, path: str | Path) -> None:

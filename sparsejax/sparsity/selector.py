@@ -119,8 +119,10 @@ class Selector:
     def seal_pages(
         self, bounds: Float[Array, "N K X"] | None, pools: Pools, page_ids: Int[Array, " S"]
     ) -> Array | None:
-        """Takes in the bounds of full pages; page 0 fills the list."""
-        return None if bounds is None else pallas_kernels.page_bounds(bounds, pools[0], page_ids)
+        """Takes in the bounds of full pages, which come first in the list; page 0 fills it. Most steps fill none."""
+        if bounds is None:
+            return None
+        return pallas_kernels.page_bounds(bounds, pools[0], page_ids, count=(page_ids > 0).sum(dtype=jnp.int32))
 
     def read(
         self,

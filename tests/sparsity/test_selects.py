@@ -94,6 +94,23 @@ def test_every_policy_gives_in_any_batch_what_it_gives_alone(engine, alone):
     assert len(answers) > len(POLICIES) // 2, "policies must differ where the budget does not cover the sequence"
 
 
+def test_bounds_of_full_pages_are_those_of_their_keys():
+    with tiny_engine(sparsity="quest", max_num_batched_tokens=24) as engine:
+        for index, prompt in enumerate(PROMPTS):
+            engine.add_request(f"r{index}", prompt, dataclasses.replace(GREEDY, max_tokens=40))
+        for _ in range(35):
+            engine.step()
+        kv, checked = engine.core.runner.state.kv, 0
+        for sequence in engine.core.scheduler.running:
+            pages = np.array(sequence.pages[: (sequence.num_computed - 1) // 16])
+            checked += len(pages)
+            for (keys, _), bounds in zip(kv.pools, kv.bounds, strict=True):
+                low, high = np.split(np.asarray(bounds)[pages], 2, axis=-1)
+                np.testing.assert_array_equal(low, np.asarray(keys)[pages].min(2))
+                np.testing.assert_array_equal(high, np.asarray(keys)[pages].max(2))
+        assert checked > 20
+
+
 def test_pools_and_bounds_are_updated_in_place(engine):
     assert_in_place(engine)
 
