@@ -18,6 +18,7 @@ from sparsejax.errors import ConfigError, ModelError
 from sparsejax.models.decoder import Decoder
 from sparsejax.models.dense import DenseCausal
 from sparsejax.models.files import EMBEDDED
+from sparsejax.models.loader import load_model
 from sparsejax.models.tokenizer import load_tokenizer
 from tests.engine.models import tiny_model
 from train.calibrate import coverage, filter_layers, refitted, top_tokens, widths
@@ -122,6 +123,11 @@ def test_a_compressor_survives_its_file(model, trained: Trainer, tmp_path: Path)
     found = load_compressor(save_compressor(tmp_path, made, model.config, base), model.config, base)
     assert found.grid == GRID and found.sparse == (1,)
     jax.tree.map(np.testing.assert_array_equal, found.layers, made.layers)
+
+
+def test_the_compressor_in_the_package_is_that_of_its_model():
+    model = load_model(EMBEDDED)
+    assert load_compressor(EMBEDDED, model.config, fingerprint(model.params)).sparse == (2, 3, 4, 5)
 
 
 @pytest.mark.parametrize("case", ("model", "size", "truncated", "nan", "missing", "shape", "grid", "absent"))
