@@ -1,11 +1,12 @@
 # `make demo` and `make test` do all their own set-up. `make help` lists the rest.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-slow test-aot bench lint oracle clean install
+.PHONY: help demo test test-slow test-aot bench lint oracle protos clean install
 
 VENV ?= .venv
 PY := $(VENV)/bin/python
 ORACLE := .venv-oracle
+PROTOS := .venv-protos
 PIP := -m pip --disable-pip-version-check --no-input install -qq --constraint constraints.txt
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
@@ -35,10 +36,17 @@ lint: $(VENV)/.test  ## ruff
 oracle: $(ORACLE)/.stamp $(VENV)/.test  ## compare whole models live against transformers with torch (large download)
 	@$(PY) scripts/oracle.py --python $(ORACLE)/bin/python $(ORACLE_ARGS)
 
+# The oldest compiler that the runtime's range allows: what it writes loads with every newer protobuf.
+protos: $(PY)  ## generate the modules of the gRPC messages from their .proto files
+	@$(PY) -m venv $(PROTOS)
+	@$(PROTOS)/bin/python -m pip --disable-pip-version-check --no-input install -qq 'grpcio-tools==1.78.*'
+	@$(PROTOS)/bin/python -m grpc_tools.protoc -I . --python_out=. --pyi_out=. --grpc_python_out=. \
+		sparsejax/serve/grpc/protos/*.proto
+
 install: $(VENV)/.core  ## only create the environment in .venv
 
 clean:  ## remove the environments, caches and build outputs
-	rm -rf $(VENV) $(ORACLE) .cache .pytest_cache .hypothesis .ruff_cache build dist *.egg-info
+	rm -rf $(VENV) $(ORACLE) $(PROTOS) .cache .pytest_cache .hypothesis .ruff_cache build dist *.egg-info
 
 $(PY):
 	@python=$$(sh scripts/find_python.sh) || exit 1; \

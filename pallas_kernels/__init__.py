@@ -15,6 +15,7 @@ from pallas_kernels.paged_prefill_attention.api import paged_prefill_attention
 from pallas_kernels.partials import merge_partials
 from pallas_kernels.quantize_pages.api import quantize_pages
 from pallas_kernels.quantized_decode_attention.api import quantized_decode_attention
+from pallas_kernels.quantized_prefill_attention.api import quantized_prefill_attention
 from pallas_kernels.reporting import Served, report
 from pallas_kernels.select_pages.api import Selection, select_pages
 from pallas_kernels.window_scores.api import window_scores
@@ -37,6 +38,7 @@ __all__ = [
     "paged_prefill_attention",
     "quantize_pages",
     "quantized_decode_attention",
+    "quantized_prefill_attention",
     "report",
     "select_pages",
     "window_scores",

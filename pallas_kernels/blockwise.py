@@ -22,12 +22,14 @@ from pallas_kernels.pages import LARGE, SMALL, Pages, batched, block_of
 class Queries:
     """M queries per KV head of one row.
 
-    q [K, M, D]; `positions` [M], ascending from the first, -1 for padding; `row` scalar.
+    q [K, M, D]; `positions` [M], ascending from the first, -1 for padding; `row` scalar. A query sees slots up
+    to its own position, or up to `last` [M], which is no later and ascends too.
     """
 
     q: Array
     positions: Array
     row: Array
+    last: Array | None = None
 
 
 class Block(NamedTuple):
@@ -47,7 +49,8 @@ def over_blocks[Carry](
     """Runs `body` over the blocks of pages that some query of the row may see, in ascending order."""
     q, positions, row = queries.q.astype(pages.dtype(queries.q)), queries.positions, queries.row
     count = pages.counts[row]  # [Kl]
-    newest, oldest = positions.max(), positions[0]
+    last_seen = positions if queries.last is None else queries.last
+    newest, oldest = last_seen.max(), positions[0]
     bound = None if pages.window is None else oldest - pages.window + 1
     first, last = _page_range(pages, row, count, newest, bound)
 
@@ -73,7 +76,7 @@ def over_blocks[Carry](
         slot = logical[..., None] * pages.page_size + jnp.arange(pages.page_size)
         slot = jnp.where(listed[..., None], slot, newest + 1).reshape(count.shape[0], -1)  # [Kl, size * P]
         live = slot <= newest
-        seen = slot[:, None] <= positions[:, None]  # [Kl, M, size * P]
+        seen = slot[:, None] <= last_seen[:, None]  # [Kl, M, size * P]
         if pages.window is not None:
             live &= slot >= bound
             seen &= slot[:, None] > positions[:, None] - pages.window
@@ -83,7 +86,7 @@ def over_blocks[Carry](
     start, larges = first // small * small, 0
     if large <= pages.page_ids.shape[2]:
         if pages.window is None and pages.logical_ids is None:
-            larges = jnp.minimum(count.min(), (oldest + 1) // pages.page_size) // large
+            larges = jnp.minimum(count.min(), (last_seen[0] + 1) // pages.page_size) // large
             carry = lax.fori_loop(0, larges, functools.partial(whole, large), carry)
         else:
             larges = jnp.maximum(last - start, 0) // large

@@ -7,7 +7,9 @@ A coded pool holds codes of one of three dtypes, which name the codec:
   holds token r in its low four bits and token P / 2 + r in its high ones, so that either half unpacks into
   consecutive tokens.
 
-XLA on CPU has no copies of 8-bit floats and converts whole pools of fp8 on every call: int8 serves there.
+XLA on CPU has no copies of 8-bit floats: it would convert whole pools of fp8 to other floats and back around every
+gather and scatter. There pages move as bytes (`as_bytes`, `from_bytes`). The views cost nothing where pools also
+lie as bytes outside the call.
 
 Keys have one scale (and zero) per channel of a page, values one per token (KIVI, arXiv 2402.02750, with the
 page as the group). All of a page's scales of one KV head lie together in one pool [N, K, X] of a floating
@@ -21,7 +23,9 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array
 
 from pallas_kernels.layouts import views
@@ -29,6 +33,18 @@ from pallas_kernels.layouts import views
 LEVELS = {"int8": 127.0, "fp8": 448.0, "int4": 15.0}  # the largest code
 _CODECS = {jnp.dtype(jnp.int8): "int8", jnp.dtype(jnp.float8_e4m3fn): "fp8", jnp.dtype(jnp.uint8): "int4"}
 DTYPES = {codec: dtype for dtype, codec in _CODECS.items()}
+
+
+def as_bytes(pool: Array) -> Array:
+    """fp8 codes as uint8 on a CPU, anything else as it is."""
+    if pool.dtype != DTYPES["fp8"] or jax.default_backend() != "cpu":
+        return pool
+    return lax.bitcast_convert_type(pool, jnp.uint8)
+
+
+def from_bytes(pages: Array, dtype: Any) -> Array:
+    """Pages out of a pool of `dtype` that moved as bytes."""
+    return pages if pages.dtype == dtype else lax.bitcast_convert_type(pages, dtype)
 
 
 def codec_of(codes: Any) -> str:

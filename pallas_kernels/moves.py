@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
+from pallas_kernels import codes
+
 type Pools = tuple[Array | None, ...]
 type Transform = Callable[..., Pools]
 
@@ -51,15 +53,20 @@ def in_blocks(
         counts = item < count
         ids = jnp.where(counts, lax.dynamic_slice(page_ids, (i * size,), (size,)), 0)
         to = lax.dynamic_slice(targets, (i * size,), (size,))
-        new = transform(*(None if pool is None else pool[ids] for pool in out_of))
+        new = transform(*(None if pool is None else _gathered(pool, ids) for pool in out_of))
 
         def store(pool: Array | None, pages: Array | None) -> Array | None:
             if pool is None:
                 return None
             # Page and head are indexed together, as in `kv_write`; items past the count fall outside.
             at = (jnp.where(counts, to, pool.shape[0])[:, None], jnp.arange(pool.shape[1]))
-            return pool.at[at].set(pages, mode="drop")
+            return codes.from_bytes(codes.as_bytes(pool).at[at].set(codes.as_bytes(pages), mode="drop"), pool.dtype)
 
         return tuple(store(pool, pages) for pool, pages in zip(into, new, strict=True))
 
     return lax.fori_loop(0, (count + size - 1) // size, step, into)
+
+
+def _gathered(pool: Array, ids: Array) -> Array:
+    """Pages `ids` of a pool."""
+    return codes.from_bytes(codes.as_bytes(pool)[ids], pool.dtype)

@@ -104,7 +104,7 @@ class Pages:
         """Tiles [K, n, ..] of listed pages: each head's tokens lie together, so no transpose comes before the
         products. Columns are cut from the tiles: cut from the pool, they would copy it."""
         head = jnp.arange(pool.shape[1])[:, None]
-        return pool.at[ids, head].get(mode="promise_in_bounds")
+        return codes.from_bytes(codes.as_bytes(pool).at[ids, head].get(mode="promise_in_bounds"), pool.dtype)
 
 
 def _flat(side: Array | None, live: Array) -> Array | None:

@@ -9,6 +9,10 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
+from pallas_kernels.blockwise import Queries, attend
+from pallas_kernels.groups import HIDDEN
+from pallas_kernels.pages import Pages
+
 # Tokens of a query tile. A last tile of up to SMALL_TAIL tokens, such as a decode row in a mixed step, is cut
 # into single queries: 16 rows of one token at 1024 take 2.5 ms per layer on CPU so, and 5.0 ms in tiles of 8
 # (H 12, K 4, D 64). Tiles of 128 are 8% faster on a chunk of 512 tokens, but twice as slow on 8 rows of 64.
@@ -58,3 +62,37 @@ def by_token(queries: Array, size: int) -> Array:
     """[K, M, ..] as [size, H, ..]."""
     kv_heads, _, *rest = queries.shape
     return queries.reshape(kv_heads, size, -1, *rest).swapaxes(0, 1).reshape(size, -1, *rest)
+
+
+def prefill_rows(
+    q: Array, pages: Pages, lengths: Array, query_starts: Array, sinks: Array | None, own_page: bool = True
+) -> tuple[Array, Array]:
+    """Causal attention of the chunks that rows own: out [T, H, D] in the dtype of q and log-sum-exp [T, H].
+
+    Without `own_page` a query sees only the pages before the one that holds its position.
+    """
+    tokens, kv_heads = q.shape[0], pages.k_pages.shape[1]
+    groups = q.shape[1] // kv_heads
+    sinks = None if sinks is None else sinks.astype(jnp.float32).reshape(kv_heads, 1, groups)
+    flat = padded(q)
+
+    def one_row(row: Array, results: tuple[Array, Array]) -> tuple[Array, Array]:
+        def tile(size: int, start: Array, positions: Array, results: tuple[Array, Array]) -> tuple[Array, Array]:
+            query = by_kv_head(flat, start, size, kv_heads)
+            positions = jnp.repeat(positions, groups)
+            last = None if own_page else positions // pages.page_size * pages.page_size - 1
+            sink = None
+            if sinks is not None:
+                sink = jnp.broadcast_to(sinks, (kv_heads, size, groups)).reshape(kv_heads, -1)
+            out, lse = attend(Queries(query, positions, row, last), pages, sink)
+            # A tile that reaches past its row spills hidden results, which the rows that follow write over.
+            return (
+                lax.dynamic_update_slice(results[0], by_token(out, size).astype(q.dtype), (start, 0, 0)),
+                lax.dynamic_update_slice(results[1], by_token(lse, size), (start, 0)),
+            )
+
+        return over_tiles(query_starts, lengths, row, tile, results)
+
+    nothing = jnp.zeros_like(flat), jnp.full(flat.shape[:2], HIDDEN)
+    out, lse = lax.fori_loop(0, lengths.shape[0], one_row, nothing)
+    return out[:tokens], lse[:tokens]

@@ -5,9 +5,16 @@ from __future__ import annotations
 import argparse
 import sys
 
-from benchmarks import serve, start, steps
+from benchmarks import bounds, decode, http_overhead, serve, start, steps
 
-COMMANDS = {"serve": serve, "steps": steps, "start": start}
+COMMANDS = {
+    "http": http_overhead,
+    "serve": serve,
+    "steps": steps,
+    "start": start,
+    "decode": decode,
+    "bounds": bounds,
+}
 
 
 def main() -> int:

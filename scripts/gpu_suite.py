@@ -1,11 +1,11 @@
 """Checks and times every kernel on the GPU of this machine, in one command and under eight minutes.
 
-    python scripts/gpu_suite.py                 # needs jax (with CUDA), flax and numpy; torch is a peer if
-    present python scripts/gpu_suite.py --tiny          # the same cases, small, on whatever JAX finds
+    python scripts/gpu_suite.py          # needs jax (with CUDA), flax and numpy; torch is a peer if present
+    python scripts/gpu_suite.py --tiny   # the same cases, small, on whatever JAX finds
 
-Three stages: every op against float64 on fresh random inputs whose spare pages hold NaN; time and
-bandwidth of attention beside XLA gather, cuDNN and torch, as a share of the copy bandwidth of the same
-run; a decode step at the shapes of Llama-3-8B. A case that fails, crashes or hangs is recorded and the
+Three stages: every op against float64 on fresh random inputs whose spare pages hold NaN; time and bandwidth of
+attention beside XLA gather, cuDNN and torch, and of what scores pages beside XLA, as a share of the copy bandwidth
+of the same run; a decode step at the shapes of Llama-3-8B. A case that fails, crashes or hangs is recorded and the
 others run. Exits with 1 if one failed.
 """
 
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import itertools
 import json
 import os
 import sys
@@ -42,7 +43,7 @@ def _work(options: argparse.Namespace) -> int:
     """Runs the stages and prints their records."""
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.92")
     import jax
-    from suite import attention, clock, decode_step, numerics
+    from suite import attention, clock, decode_step, numerics, scoring
 
     device = jax.local_devices()[0]
     records.emit(
@@ -57,7 +58,7 @@ def _work(options: argparse.Namespace) -> int:
     )
     stages = {
         "numerics": lambda: numerics.cases(options.seed, options.tiny),
-        "attention": lambda: attention.cases(options.tiny),
+        "attention": lambda: itertools.chain(attention.cases(options.tiny), scoring.cases(options.tiny)),
         "decode_step": lambda: decode_step.cases(options.tiny),
     }
     for stage in options.stages:

@@ -37,8 +37,9 @@ class EngineConfig:
         max_num_seqs: most sequences that run at once.
         max_num_batched_tokens: most tokens one step computes; prefill is chunked to fit.
         num_decode_steps: decode steps done in one device call when nothing waits; 1 turns this off.
-        sparsity: what requests read of their KV cache: a preset, a mapping or a `SparsityConfig`, or a list of
-            those that requests may choose from (``SamplingParams.sparsity``), the default first.
+        sparsity: what requests read of their KV cache and how it is stored: a preset, a mapping or a
+            `SparsityConfig`, or a list of those that requests may choose from (``SamplingParams.sparsity``), the
+            default first. All of them share one codec.
         warmup: ``"full"`` compiles every step program before the constructor returns, ``"lazy"`` those that
             a first request needs, ``"none"`` each at its first use.
         compile_cache_dir: where compiled programs persist; ``""`` turns the cache off.

@@ -18,17 +18,16 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels.mosaic_gpu import tiles
-from pallas_kernels.mosaic_gpu.decode import Config
-from pallas_kernels.mosaic_gpu.target import PAGES, SHARED_BYTES, require, require_shared, simulator
+from pallas_kernels.mosaic_gpu.split import Config, Lists, Part, candidates, launch
+from pallas_kernels.mosaic_gpu.target import PAGES, SHARED_BYTES, require, require_shared
 from pallas_kernels.mosaic_gpu.tiles import HIDDEN, LOG2E, Mma, constant, spread
-from pallas_kernels.mosaic_gpu.work import split_count
 
 WIDEST = 64  # tokens of a part; half where wide heads fill the registers
 BOX = 256  # elements of one dimension that one bulk copy takes
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
+class Piece:
     """Tokens of a step that are computed at once: byte rows [first, first + n) of its page number `page`,
     tokens from `token` of that page on, in the low (shift 0) or high (shift 4) bits where two share a
     byte."""
@@ -40,16 +39,9 @@ class Part:
 
 
 @dataclasses.dataclass(frozen=True)
-class Shape:
-    """Extents of one call. `width` entries per list, X numbers of scales per page."""
+class Shape(Lists):
+    """Extents of one call over coded pages: also the codec and how many numbers of scales a page has."""
 
-    rows: int
-    kv_heads: int
-    parts: int
-    lists: int
-    width: int
-    page: int
-    head_dim: int
     codec: str
     scales: int
 
@@ -68,10 +60,10 @@ class Shape:
         """Columns of a product come in 32 where one warp holds all 16 rows, in 16 where two hold 32."""
         return 1 if self.part % 32 == 0 and self.head_dim % 32 == 0 else 2
 
-    def step(self, tile: int) -> list[Part]:
+    def step(self, tile: int) -> list[Piece]:
         """The parts of a step of `tile` tokens."""
         return [
-            Part(page, first, first + (self.byte_rows if shift else 0), shift)
+            Piece(page, first, first + (self.byte_rows if shift else 0), shift)
             for page in range(tile // self.page)
             for first in range(0, self.byte_rows, self.part)
             for shift in ((0, 4) if self.codec == "int4" else (None,))
@@ -95,22 +87,13 @@ class Shape:
     def default(self, scale_bytes: int) -> Config:
         """Two blocks per multiprocessor, each with up to about 80 KB of copies in flight."""
         tile = max(64, self.page)
-        stages = max(2, min(8, (80 * 1024) // self.stage_bytes(tile, scale_bytes)))
-        blocks = self.rows * self.kv_heads * self.parts
-        splits = split_count(blocks, self.width * self.page, tile)
-        return Config(tile=tile, stages=stages, splits=splits, least=max(2, min(8, blocks // 16)))
+        return self.config(tile, max(2, min(8, (80 * 1024) // self.stage_bytes(tile, scale_bytes))))
 
     def candidates(self, scale_bytes: int) -> list[Config]:
         """The heuristic's configuration first, then others that fit, for measuring."""
-        default = self.default(scale_bytes)
-        others = [
-            Config(tile, stages, splits, default.least)
-            for tile in sorted({max(32, self.page), max(64, self.page), max(128, self.page)})
-            for stages in (2, 4, 6, 8)
-            for splits in sorted({max(1, default.splits // 2), default.splits, 2 * default.splits})
-        ]
-        fitting = [c for c in others if self.shared_bytes(c, scale_bytes) <= SHARED_BYTES]
-        return list(dict.fromkeys([default, *fitting]))
+        sizes = sorted({max(size, self.page) for size in (32, 64, 128)})
+        fits = lambda config: self.shared_bytes(config, scale_bytes) <= SHARED_BYTES  # noqa: E731
+        return candidates(self.default(scale_bytes), sizes, (2, 4, 6, 8), fits)
 
     def check(self, config: Config, dtype: jnp.dtype, scale_dtype: jnp.dtype) -> None:
         """Declines what the kernel cannot do."""
@@ -172,14 +155,12 @@ def decode(
     """Unnormalised parts of the attention of q [B, K * X, M, D] over slots [first, stop) [B, Kl] of the
     lists.
 
-    Codes [N, K, P or P / 2, D], scales [N, K, X] as in `pallas_kernels.codes`. Results as those of
-    `decode.decode`.
+    Codes [N, K, P or P / 2, D], scales [N, K, X] as in `pallas_kernels.codes`. Results are
+    those of `split.launch`.
     """
-    batch, blocks, rows, head_dim = q.shape
-    dtype, page, n = q.dtype, shape.page, shape.part
-    tile, stages, splits = config.tile, config.stages, config.splits
-    pages = tile // page
-    parts = shape.step(tile)
+    _, _, rows, head_dim = q.shape
+    dtype, page, n, stages = q.dtype, shape.page, shape.part, config.stages
+    pages, parts = config.tile // page, shape.step(config.tile)
     mma = Mma(dtype, shape.row_warps)
     row_layout = mma.acc.reduce(1)
     has_zeros = shape.codec == "int4"
@@ -188,17 +169,14 @@ def decode(
 
     def body(
         q_ref, k_ref, v_ref, scales_ref, ids_ref, first_ref, stop_ref, out_ref, top_ref, total_ref,
-        q_tile, k_ring, v_ring, scales_ring, p_tiles, v_tile, q_ready, k_ready, v_ready,
+        q_tile, q_ready, k_ring, v_ring, scales_ring, p_tiles, v_tile, k_ready, v_ready,
     ):  # fmt: skip
-        part_index, block, row = lax.axis_index("part"), lax.axis_index("block"), lax.axis_index("row")
-        head = lax.div(block, shape.parts)
-        of_list = head if shape.lists > 1 else 0
-        first, stop = first_ref[row, of_list], stop_ref[row, of_list]
-        begin, end, steps = tiles.part_of(part_index, first, stop, page, pages, splits, config.least)
+        here = Part.here(first_ref, stop_ref, shape, config, page, pages)
+        first, stop, begin, steps, head = here.first, here.stop, here.begin, here.steps, here.head
 
         def page_at(step, i):
             # Past the end the last page comes again: what is not listed is never looked up.
-            return tiles.page_of(ids_ref, row, of_list, jnp.minimum(begin + step * pages + i, end - 1))
+            return tiles.page_of(ids_ref, here.row, here.of_list, jnp.minimum(begin + step * pages + i, here.end - 1))
 
         def fetch_keys(step, slot):
             for i in range(pages):
@@ -214,18 +192,11 @@ def decode(
             for i in range(pages):
                 plgpu.copy_gmem_to_smem(v_ref.at[page_at(step, i), head], v_ring.at[slot, i], v_ready.at[slot])
 
-        @pl.when(steps > 0)
-        def _start():
-            plgpu.copy_gmem_to_smem(q_ref.at[row, block], q_tile, q_ready)
-            for step in range(stages):
+        def fetch_both(step, slot):
+            fetch_keys(step, slot)
+            fetch_values(step, slot)
 
-                @pl.when(step < steps)
-                def _fill(step=step):
-                    fetch_keys(step, step)
-                    fetch_values(step, step)
-
-            plgpu.barrier_wait(q_ready)
-
+        here.start(q_ref, q_tile, q_ready, stages, fetch_both)
         query = plgpu.load(q_tile, layout=mma.lhs)
 
         def scale_of(slot, page, at, count, layout):
@@ -312,35 +283,19 @@ def decode(
             ),
         )
 
-        @pl.when(steps > 0)
-        def _write():
-            out_ref[row, block, part_index] = acc + spread(zeros.sum(axis=1), acc) if has_zeros else acc
-
-        top_ref[row, block, part_index] = top
-        total_ref[row, block, part_index] = total.sum(axis=1)
+        written = lambda: acc + spread(zeros.sum(axis=1), acc) if has_zeros else acc  # noqa: E731
+        here.write(out_ref, top_ref, total_ref, written, top, total)
 
     stored = k_codes.dtype
     ring = plgpu.SMEM((stages, pages, shape.byte_rows, head_dim), stored, transforms=tiles.swizzled(head_dim, stored))
-    copies = pages * (1 + len(pieces))
-    stats = jax.ShapeDtypeStruct((batch, blocks, splits, rows), jnp.float32)
-    kernel = plgpu.kernel(
-        body,
-        out_type=[jax.ShapeDtypeStruct((batch, blocks, splits, rows, head_dim), jnp.float32), stats, stats],
-        grid=(splits, blocks, batch),
-        grid_names=("part", "block", "row"),
-        scratch_types=[
-            plgpu.SMEM((rows, head_dim), dtype, transforms=tiles.swizzled(head_dim, dtype)),
-            ring,
-            ring,
-            plgpu.SMEM((stages, pages, shape.padded_scales(scales.dtype.itemsize)), scales.dtype),
-            plgpu.SMEM((len(parts), rows, n), dtype, transforms=tiles.swizzled(n, dtype)),
-            plgpu.SMEM((n, head_dim), dtype, transforms=tiles.swizzled(head_dim, dtype)),
-            plgpu.Barrier(),
-            plgpu.Barrier(num_arrivals=copies, num_barriers=stages),
-            plgpu.Barrier(num_arrivals=pages, num_barriers=stages),
-        ],
-        compiler_params=tiles.compiler_params(),
-        interpret=simulator(),
-        kernel_name="quantized_decode_attention",
-    )
-    return kernel(q, k_codes, v_codes, scales, page_ids, first, stop)
+    scratch = [
+        ring,
+        ring,
+        plgpu.SMEM((stages, pages, shape.padded_scales(scales.dtype.itemsize)), scales.dtype),
+        plgpu.SMEM((len(parts), rows, n), dtype, transforms=tiles.swizzled(n, dtype)),
+        plgpu.SMEM((n, head_dim), dtype, transforms=tiles.swizzled(head_dim, dtype)),
+        plgpu.Barrier(num_arrivals=pages * (1 + len(pieces)), num_barriers=stages),
+        plgpu.Barrier(num_arrivals=pages, num_barriers=stages),
+    ]
+    operands = (k_codes, v_codes, scales, page_ids, first, stop)
+    return launch(body, q, operands, config.splits, scratch, "quantized_decode_attention")

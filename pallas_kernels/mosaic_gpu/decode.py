@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,70 +17,35 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels import tuning
 from pallas_kernels.mosaic_gpu import tiles
-from pallas_kernels.mosaic_gpu.target import SHARED_BYTES, simulator
+from pallas_kernels.mosaic_gpu.split import Config, Lists, Part, candidates, launch
+from pallas_kernels.mosaic_gpu.target import SHARED_BYTES
 from pallas_kernels.mosaic_gpu.tiles import HIDDEN, LOG2E, Mma, constant, spread
-from pallas_kernels.mosaic_gpu.work import split_count
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
-    """`tile` tokens per step, `stages` of the ring, `splits` parts of each list, at least `least` tiles
-    per part."""
-
-    tile: int
-    stages: int
-    splits: int
-    least: int
-
-    @classmethod
-    def measured(cls, op: str, stored: jnp.dtype, shape: Any) -> Config | None:
-        """What was measured best on this device for a call like this one."""
-        if simulator() is not None:
-            return None
-        pairs = shape.rows * shape.kv_heads
-        found = tuning.lookup(op, stored, shape.head_dim, shape.page, pairs, shape.width * shape.page)
-        return None if found is None else cls(**found)
-
-
-@dataclasses.dataclass(frozen=True)
-class Shape:
-    """Extents of one call: rows, KV heads of the pool, query blocks per KV head, lists per row, page, head
-    dim."""
-
-    rows: int
-    kv_heads: int
-    parts: int
-    lists: int
-    width: int
-    page: int
-    head_dim: int
+class Shape(Lists):
+    """Extents of one call over dense pages."""
 
     @property
     def row_warps(self) -> int:
         """A product's columns come in 32 where one warp holds all 16 rows, in 16 where two hold 32."""
         return 1 if self.head_dim % 32 == 0 else 2
 
+    def shared_bytes(self, config: Config, itemsize: int) -> int:
+        """Shared memory of one block, without barriers."""
+        tile, rows = config.tile, 16 * self.row_warps
+        return itemsize * (2 * config.stages * tile * self.head_dim + rows * (self.head_dim + tile))
+
     def default(self, itemsize: int) -> Config:
         """Two blocks per multiprocessor, each with about 100 KB of copies in flight."""
         tile = 64 if self.head_dim <= 128 and self.row_warps == 1 else 32
-        stages = max(2, min(6, (100 * 1024) // (2 * tile * self.head_dim * itemsize)))
-        blocks = self.rows * self.kv_heads * self.parts
-        splits = split_count(blocks, self.width * self.page, tile)
-        return Config(tile=tile, stages=stages, splits=splits, least=max(2, min(8, blocks // 16)))
+        return self.config(tile, max(2, min(6, (100 * 1024) // (2 * tile * self.head_dim * itemsize))))
 
     def candidates(self, itemsize: int) -> list[Config]:
         """The heuristic's configuration first, then others that fit, for measuring."""
-        default, rows = self.default(itemsize), 16 * self.row_warps
-        others = [
-            Config(tile, stages, splits, default.least)
-            for tile in (32, 64, 128)
-            for stages in (2, 3, 4, 6)
-            for splits in sorted({max(1, default.splits // 2), default.splits, 2 * default.splits})
-        ]
-        fitting = [c for c in others if shared_bytes(c, rows, self.head_dim, itemsize) <= SHARED_BYTES]
-        return list(dict.fromkeys([default, *fitting]))
+        fits = lambda config: self.shared_bytes(config, itemsize) <= SHARED_BYTES  # noqa: E731
+        return candidates(self.default(itemsize), (32, 64, 128), (2, 3, 4, 6), fits)
 
 
 def decode(
@@ -100,62 +64,37 @@ def decode(
     """Unnormalised parts of the attention of q [B, K * X, M, D] over slots [first, stop) [B, Kl] of the
     lists.
 
-    Returns out [B, K * X, S, M, D], running maximum (in powers of two) and sum [B, K * X, S, M], all
-    float32. A part without work has sum 0 and leaves `out` unwritten.
+    Results are those of `split.launch`.
     """
-    batch, blocks, rows, head_dim = q.shape
-    dtype = q.dtype
-    tile, stages, splits = config.tile, config.stages, config.splits
+    _, _, rows, head_dim = q.shape
+    dtype, tile, stages = q.dtype, config.tile, config.stages
     units = tiles.Units.of(shape.page, tile)
     mma = Mma(dtype, shape.row_warps)
     row_layout = mma.acc.reduce(1)
 
     def body(
-        q_ref,
-        k_ref,
-        v_ref,
-        ids_ref,
-        first_ref,
-        stop_ref,
-        out_ref,
-        top_ref,
-        total_ref,
-        q_tile,
-        k_ring,
-        v_ring,
-        p_tile,
-        q_ready,
-        k_ready,
-        v_ready,
-    ):
-        part, block, row = lax.axis_index("part"), lax.axis_index("block"), lax.axis_index("row")
-        head = lax.div(block, shape.parts)
-        of_list = head if shape.lists > 1 else 0
-        first, stop = first_ref[row, of_list], stop_ref[row, of_list]
-        begin, end, steps = tiles.part_of(part, first, stop, units.unit, units.copies, splits, config.least)
+        q_ref, k_ref, v_ref, ids_ref, first_ref, stop_ref, out_ref, top_ref, total_ref,
+        q_tile, q_ready, k_ring, v_ring, p_tile, k_ready, v_ready,
+    ):  # fmt: skip
+        here = Part.here(first_ref, stop_ref, shape, config, units.unit, units.copies)
+        first, stop, steps = here.first, here.stop, here.steps
 
         def fetch(step, slot, pool, ring, ready):
-            lookup = functools.partial(tiles.page_of, ids_ref, row, of_list)
-            units.fetch(pool, head, lookup, begin + step * units.copies, end - 1, ring.at[slot], ready.at[slot])
+            lookup = functools.partial(tiles.page_of, ids_ref, here.row, here.of_list)
+            at = here.begin + step * units.copies
+            units.fetch(pool, here.head, lookup, at, here.end - 1, ring.at[slot], ready.at[slot])
 
-        @pl.when(steps > 0)
-        def _start():
-            plgpu.copy_gmem_to_smem(q_ref.at[row, block], q_tile, q_ready)
-            for step in range(stages):
+        def fetch_both(step, slot):
+            fetch(step, slot, k_ref, k_ring, k_ready)
+            fetch(step, slot, v_ref, v_ring, v_ready)
 
-                @pl.when(step < steps)
-                def _fill(step=step):
-                    fetch(step, step, k_ref, k_ring, k_ready)
-                    fetch(step, step, v_ref, v_ring, v_ready)
-
-            plgpu.barrier_wait(q_ready)
-
+        here.start(q_ref, q_tile, q_ready, stages, fetch_both)
         query = plgpu.load(q_tile, layout=mma.lhs)
 
         def step_over(step, carry):
             acc, top, total = carry
             slot = lax.rem(step, jnp.int32(stages))
-            slot_base = (begin + step * units.copies) * units.unit
+            slot_base = (here.begin + step * units.copies) * units.unit
             tiles.wait(k_ready.at[slot])
             keys = plgpu.load(k_ring.at[slot].transpose((1, 0)), layout=mma.rhs)
             scores = mma.dot(constant((rows, tile), 0.0, mma.acc), query, keys)
@@ -204,36 +143,11 @@ def decode(
             ),
         )
 
-        @pl.when(steps > 0)
-        def _write():
-            out_ref[row, block, part] = acc
+        here.write(out_ref, top_ref, total_ref, lambda: acc, top, total)
 
-        top_ref[row, block, part] = top
-        total_ref[row, block, part] = total.sum(axis=1)
-
-    ring = plgpu.SMEM((stages, tile, head_dim), dtype, transforms=tiles.swizzled(head_dim, dtype))
-    stats = jax.ShapeDtypeStruct((batch, blocks, splits, rows), jnp.float32)
-    kernel = plgpu.kernel(
-        body,
-        out_type=[jax.ShapeDtypeStruct((batch, blocks, splits, rows, head_dim), jnp.float32), stats, stats],
-        grid=(splits, blocks, batch),
-        grid_names=("part", "block", "row"),
-        scratch_types=[
-            plgpu.SMEM((rows, head_dim), dtype, transforms=tiles.swizzled(head_dim, dtype)),
-            ring,
-            ring,
-            plgpu.SMEM((rows, tile), dtype, transforms=tiles.swizzled(tile, dtype)),
-            plgpu.Barrier(),
-            plgpu.Barrier(num_arrivals=units.copies, num_barriers=stages),
-            plgpu.Barrier(num_arrivals=units.copies, num_barriers=stages),
-        ],
-        compiler_params=tiles.compiler_params(),
-        interpret=simulator(),
-        kernel_name="paged_decode_attention",
-    )
-    return kernel(q, k_pages, v_pages, page_ids, first, stop)
-
-
-def shared_bytes(config: Config, rows: int, head_dim: int, itemsize: int) -> int:
-    """Shared memory of one block, without barriers."""
-    return itemsize * (2 * config.stages * config.tile * head_dim + rows * (head_dim + config.tile))
+    swizzled = tiles.swizzled(head_dim, dtype)
+    ring = plgpu.SMEM((stages, tile, head_dim), dtype, transforms=swizzled)
+    ready = plgpu.Barrier(num_arrivals=units.copies, num_barriers=stages)
+    scratch = [ring, ring, plgpu.SMEM((rows, tile), dtype, transforms=tiles.swizzled(tile, dtype)), ready, ready]
+    operands = (k_pages, v_pages, page_ids, first, stop)
+    return launch(body, q, operands, config.splits, scratch, "paged_decode_attention")

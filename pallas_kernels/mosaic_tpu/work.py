@@ -3,14 +3,17 @@ sinks."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import jax
 import jax.numpy as jnp
 
 from pallas_kernels.codes import page_size
 from pallas_kernels.mosaic_tpu import coded
-from pallas_kernels.mosaic_tpu.attention import NEG, TILE, Spec, Work, attend_lists, block_pages, chunked_ids
+from pallas_kernels.mosaic_tpu.attention import NEG, TILE, Spec, attend_lists
 from pallas_kernels.mosaic_tpu.interpret import Interpret, mode
 from pallas_kernels.mosaic_tpu.limits import require, whole_lanes, whole_pages
+from pallas_kernels.mosaic_tpu.stream import Work, block_pages, chunked_ids
 
 PAGES = (16, 32, 64, 128)
 
@@ -49,15 +52,77 @@ def page_range(logical_ids, counts, first, last, page: int, window: int | None):
     return before(oldest), before(needed)
 
 
+@dataclass(frozen=True)
+class Cut:
+    """Blocks of query tokens of one row each: that row [I], its first token among the flat ones, and the positions of
+    the first and the last one. A block without tokens has last < first."""
+
+    row: jax.Array
+    token: jax.Array
+    first: jax.Array
+    last: jax.Array
+
+
+def lone_queries(lengths: jax.Array) -> Cut:
+    """A block for each row that owns its newest token."""
+    index = jnp.arange(lengths.shape[0])
+    return Cut(index, index, lengths - 1, lengths - 1)
+
+
+def wanted_blocks(query_starts: jax.Array, size: int) -> jax.Array:
+    """Blocks of `size` tokens that each row needs."""
+    return (query_starts[1:] - query_starts[:-1] + size - 1) // size
+
+
+def cut(query_starts: jax.Array, lengths: jax.Array, tokens: int, size: int) -> Cut:
+    """The chunks of all rows, `tokens` together, in blocks of `size` tokens."""
+    rows = lengths.shape[0]
+    wanted = wanted_blocks(query_starts, size)
+    upto = jnp.cumsum(wanted)
+    block = jnp.arange(tokens // size + rows)  # enough for any cut
+    row = jnp.searchsorted(upto, block, side="right", method="compare_all")
+    row = jnp.minimum(row, rows - 1).astype(jnp.int32)
+    token = query_starts[row] + (block - (upto - wanted)[row]) * size
+    first = lengths[row] - (query_starts[row + 1] - token)
+    there = block < upto[-1]
+    last = jnp.where(there, jnp.minimum(first + size, lengths[row]) - 1, -1)
+    return Cut(row, token, jnp.where(there, first, 0), last)
+
+
+def programs(
+    cut: Cut,
+    page_ids: jax.Array,
+    counts: jax.Array,
+    logical_ids: jax.Array | None,
+    page: int,
+    window: int | None,
+    by_list: bool = False,
+) -> Work:
+    """Each block with each list of its row: by block, then list, or the other way around."""
+    logical_ids = None if logical_ids is None else logical_ids[cut.row]
+    start, stop = page_range(logical_ids, counts[cut.row], cut.first, cut.last, page, window)
+    lists = page_ids.shape[1]
+
+    def flat(x: jax.Array) -> jax.Array:
+        x = jnp.broadcast_to(x, (cut.row.shape[0], lists)).astype(jnp.int32)
+        return (x.T if by_list else x).reshape(-1)
+
+    return Work(
+        row=flat(cut.row[:, None] * lists + jnp.arange(lists)),
+        start=flat(start),
+        stop=flat(jnp.where((cut.last >= cut.first)[:, None], stop, 0)),
+        first=flat(cut.first[:, None]),
+        last=flat(cut.last[:, None]),
+    )
+
+
 def attend(
     q: jax.Array,
     pools: tuple[jax.Array, ...],
     page_ids: jax.Array,
     counts: jax.Array,
     logical_ids: jax.Array | None,
-    row: jax.Array,
-    first: jax.Array,
-    last: jax.Array,
+    cut: Cut,
     *,
     scale: float,
     window: int | None,
@@ -69,7 +134,7 @@ def attend(
 ) -> tuple[jax.Array, jax.Array | None]:
     """Blocks of query tokens against the pages of their sequences.
 
-    q [I, M, H, D] are tokens of sequence row[i] at positions first[i]..last[i] (none if last < first).
+    q [I, M, H, D] are the tokens of the blocks of `cut`.
     Returns out [I, M, H, D] of out_dtype and lse [I, M, H] float32.
     """
     items, tokens, H, D = q.shape
@@ -99,24 +164,11 @@ def attend(
         head_dim=D,
         codec=codec,
     )
-    start, stop = page_range(
-        None if logical_ids is None else logical_ids[row], counts[row], first, last, page, window
-    )
-    stop = jnp.where((last >= first)[:, None], stop, 0)
-    lists = page_ids.shape[1]
-    per_program = lambda x: jnp.broadcast_to(x, (items, lists)).astype(jnp.int32).reshape(-1)  # noqa: E731
-    work = Work(
-        row=per_program(row[:, None] * lists + jnp.arange(lists)),
-        start=per_program(start),
-        stop=per_program(stop),
-        first=per_program(first[:, None]),
-        last=per_program(last[:, None]),
-    )
     out, sums = attend_lists(
         blocks,
         pools,
         chunked_ids(page_ids, logical_ids),
-        work,
+        programs(cut, page_ids, counts, logical_ids, page, window),
         spec,
         out_dtype=out_dtype,
         interpret=mode(interpret),

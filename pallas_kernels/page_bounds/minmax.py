@@ -7,10 +7,12 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from pallas_kernels import codes
 
-def minmax(k_pages: Array, width: int, dtype: Any) -> Array:
-    """Minima beside maxima [.., width] over the tokens of pages [.., P, M], in `dtype`."""
-    keys = k_pages[..., : width // 2].astype(jnp.float32)
+
+def minmax(k_pages: Array, scales: Array | None, width: int, dtype: Any) -> Array:
+    """Minima beside maxima [.., width] over the tokens of pages as stored, dense or coded, in `dtype`."""
+    keys = codes.keys(k_pages, scales, width // 2)
     return jnp.concatenate([_rounded(keys.min(-2), dtype, -1), _rounded(keys.max(-2), dtype, 1)], axis=-1)
 
 

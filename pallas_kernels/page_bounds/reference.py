@@ -9,11 +9,17 @@ from pallas_kernels.page_bounds.minmax import minmax
 
 
 def page_bounds(
-    bounds: Array, k_pages: Array, page_ids: Array, targets: Array, *, count: Array | None = None
+    bounds: Array,
+    k_pages: Array,
+    page_ids: Array,
+    targets: Array,
+    *,
+    scales: Array | None = None,
+    count: Array | None = None,
 ) -> Array:
     """See `pallas_kernels.page_bounds`."""
 
-    def transform(pages: Array) -> tuple[Array]:
-        return (minmax(pages, bounds.shape[2], bounds.dtype),)
+    def transform(pages: Array, scales: Array | None) -> tuple[Array]:
+        return (minmax(pages, scales, bounds.shape[2], bounds.dtype),)
 
-    return moves.everywhere(transform, (bounds,), (k_pages,), page_ids, targets, count)[0]
+    return moves.everywhere(transform, (bounds,), (k_pages, scales), page_ids, targets, count)[0]

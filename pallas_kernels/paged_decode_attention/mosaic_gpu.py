@@ -5,7 +5,8 @@ from __future__ import annotations
 import jax
 
 from pallas_kernels.mosaic_gpu import work
-from pallas_kernels.mosaic_gpu.decode import Config, Shape, decode, shared_bytes
+from pallas_kernels.mosaic_gpu.decode import Shape, decode
+from pallas_kernels.mosaic_gpu.split import Config
 from pallas_kernels.mosaic_gpu.target import require_pages, require_plain, require_shared, require_tma
 
 
@@ -36,7 +37,7 @@ def paged_decode_attention(
     require_tma()
     config = config or Config.measured("paged_decode_attention", k_pages.dtype, shape)
     config = config or shape.default(q.dtype.itemsize)
-    require_shared(shared_bytes(config, rows, head_dim, q.dtype.itemsize))
+    require_shared(shape.shared_bytes(config, q.dtype.itemsize))
     first, stop = work.visible_range(lengths, counts, logical_ids, window, page)
     partial = decode(
         queries,

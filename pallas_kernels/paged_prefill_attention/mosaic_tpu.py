@@ -41,27 +41,14 @@ def paged_prefill_attention(
     if T == 0 or B == 0:
         return (q, jnp.zeros((T, H), jnp.float32)) if return_lse else q
     tokens = min(max(8, QUERY_ROWS * k_pages.shape[1] // H), -(-T // 8) * 8)
-    blocks = T // tokens + B  # enough for any cut of T tokens into B rows
-    starts, ends = query_starts[:-1], query_starts[1:]
-    wanted = (ends - starts + tokens - 1) // tokens
-    upto = jnp.cumsum(wanted)
-    block = jnp.arange(blocks)
-    row = jnp.minimum(jnp.searchsorted(upto, block, side="right", method="compare_all"), B - 1).astype(
-        jnp.int32
-    )
-    token = starts[row] + (block - (upto - wanted)[row]) * tokens  # first token of each block
-    first = lengths[row] - (ends[row] - token)
-    last = jnp.where(block < upto[-1], jnp.minimum(first + tokens, lengths[row]) - 1, -1)
-    first = jnp.where(block < upto[-1], first, 0)
+    cut = work.cut(query_starts, lengths, T, tokens)
     out, lse = work.attend(
-        q[jnp.clip(token[:, None] + jnp.arange(tokens), 0, T - 1)],
+        q[jnp.clip(cut.token[:, None] + jnp.arange(tokens), 0, T - 1)],
         (k_pages,) if v_pages is None else (k_pages, v_pages),
         page_ids,
         counts,
         logical_ids,
-        row,
-        first,
-        last,
+        cut,
         scale=D**-0.5 if scale is None else scale,
         window=window,
         soft_cap=soft_cap,
@@ -69,11 +56,11 @@ def paged_prefill_attention(
         out_dtype=q.dtype if sinks is None else jnp.float32,
         interpret=interpret,
     )
-    index = jnp.arange(T)
-    owner = jnp.minimum(jnp.searchsorted(ends, index, side="right", method="compare_all"), B - 1)
-    within = index - starts[owner]
-    place = (upto - wanted)[owner] + within // tokens, within % tokens
-    live = index < ends[-1]
+    index, wanted = jnp.arange(T), work.wanted_blocks(query_starts, tokens)
+    owner = jnp.minimum(jnp.searchsorted(query_starts[1:], index, side="right", method="compare_all"), B - 1)
+    within = index - query_starts[owner]
+    place = (jnp.cumsum(wanted) - wanted)[owner] + within // tokens, within % tokens
+    live = index < query_starts[-1]
     out = jnp.where(live[:, None, None], out[place], 0)
     if lse is not None:
         lse = jnp.where(live[:, None], lse[place], work.NEG)

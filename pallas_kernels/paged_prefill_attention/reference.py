@@ -23,11 +23,7 @@ def paged_prefill_attention(
     **options: Any,
 ) -> Array | tuple[Array, Array]:
     """See `pallas_kernels.paged_prefill_attention`."""
-    token = jnp.arange(q.shape[0])
-    row = jnp.searchsorted(query_starts, token, side="right") - 1
-    owned = (row >= 0) & (row < lengths.shape[0])
-    row = jnp.clip(row, 0, lengths.shape[0] - 1)
-    visible = jnp.where(owned, lengths[row] - (query_starts[row + 1] - token) + 1, 0)
+    row, visible = owners(q.shape[0], lengths, query_starts)
     return paged_decode_attention(
         q,
         k_pages,
@@ -38,3 +34,12 @@ def paged_prefill_attention(
         logical_ids=None if logical_ids is None else logical_ids[row],
         **options,
     )
+
+
+def owners(tokens: int, lengths: Array, query_starts: Array) -> tuple[Array, Array]:
+    """The row of each of T tokens of a ragged chunk, and how many tokens it sees, itself included; 0 if it has none."""
+    token = jnp.arange(tokens)
+    row = jnp.searchsorted(query_starts, token, side="right") - 1
+    owned = (row >= 0) & (row < lengths.shape[0])
+    row = jnp.clip(row, 0, lengths.shape[0] - 1)
+    return row, jnp.where(owned, lengths[row] - (query_starts[row + 1] - token) + 1, 0)

@@ -9,7 +9,7 @@ import jax
 from pallas_kernels import codes
 from pallas_kernels.mosaic_gpu import work
 from pallas_kernels.mosaic_gpu.coded_decode import Shape, decode
-from pallas_kernels.mosaic_gpu.decode import Config
+from pallas_kernels.mosaic_gpu.split import Config
 from pallas_kernels.mosaic_gpu.target import require_plain, require_tma
 
 

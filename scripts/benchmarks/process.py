@@ -101,7 +101,7 @@ class Load:
         try:
             first = Path("/proc/stat").read_text().splitlines()[0]
             ticks = [int(field) for field in first.split()[1:9]]
-            own = sum(map(ticks_of, (pid, os.getpid())))
+            own = sum(map(ticks_of, {pid, os.getpid()}))
             return cls(sum(ticks) - ticks[3] - ticks[4], sum(ticks), own, sum(map(ticks_of, waiting)))
         except OSError:
             return cls(0, 0, 0, 0)

@@ -18,17 +18,23 @@ from suite.records import Run
 
 LENGTHS = (1500, 33, 700, 64)
 WINDOW = 16
+EIGHT = {"heads": 32, "kv_heads": 8, "head_dim": 128}
+VARIANTS = {"": {}, ", eight heads": EIGHT, ", one head": {"heads": 4, "kv_heads": 1, "head_dim": 128}}
+REDUCTIONS = {"sum": np.sum, "mean": np.mean, "max": np.max}
 
 
 def cases(seed: int, tiny: bool, implementation: Any = None) -> Iterator[tuple[str, Run]]:
     """The cases of these operations; `tiny` ones are small enough for a CPU."""
     lengths = LENGTHS[1::2] if tiny else LENGTHS
-    checks = {
-        "page_bounds": page_bounds,
-        "page_scores": page_scores,
+    checks = {"page_bounds": page_bounds}
+    checks |= {f"page_scores{name}": functools.partial(page_scores, more) for name, more in VARIANTS.items()}
+    checks |= {
         "select_pages": select_pages,
-        "attention_mass": attention_mass,
-        "window_scores": window_scores,
+        "attention_mass": functools.partial(attention_mass, {}, "sum"),
+        "attention_mass, eight heads": functools.partial(attention_mass, EIGHT, "sum"),
+        "attention_mass, largest of a group": functools.partial(attention_mass, EIGHT, "max"),
+        "window_scores": functools.partial(window_scores, {}, "mean"),
+        "window_scores, largest of a group": functools.partial(window_scores, EIGHT, "max"),
         "quantize_pages and open_pages, int8": functools.partial(codec, "int8"),
         "quantize_pages and open_pages, fp8": functools.partial(codec, "fp8"),
         "quantize_pages and open_pages, int4": functools.partial(codec, "int4"),
@@ -37,8 +43,14 @@ def cases(seed: int, tiny: bool, implementation: Any = None) -> Iterator[tuple[s
         yield name, functools.partial(check, seed, lengths, implementation)
 
 
-def _drawn(seed: int, lengths: tuple[int, ...], **more: Any) -> paged.Case:
-    return paged.draw(np.random.default_rng(seed), lengths, head_dim=64, **more)
+def _drawn(seed: int, lengths: tuple[int, ...], *queries: Any, **more: Any) -> paged.Case:
+    return paged.draw(np.random.default_rng(seed), lengths, *queries, **{"head_dim": 64} | more)
+
+
+def _served(op: str, implementation: Any, *arrays: Any, **static: Any) -> tuple[np.ndarray, str | None]:
+    """What an op gives, and the backend that serves it."""
+    chosen, _ = kernels.explain(op, *arrays, implementation=implementation, **static)
+    return np.asarray(_jitted(getattr(kernels, op), implementation, **static)(*arrays)), chosen
 
 
 def _jitted(op: Callable[..., Any], implementation: Any, **static: Any) -> Callable[..., Any]:
@@ -66,20 +78,20 @@ def page_bounds(seed: int, lengths: tuple[int, ...], implementation: Any) -> dic
     return compared(got[pages], _bounds(case)[pages].astype(np.float64), 0.0)
 
 
-def page_scores(seed: int, lengths: tuple[int, ...], implementation: Any) -> dict[str, Any]:
+def page_scores(more: dict[str, int], seed: int, lengths: tuple[int, ...], implementation: Any) -> dict[str, Any]:
     """The bound of the scores, for the pages that are full."""
-    case = _drawn(seed, lengths)
+    case = _drawn(seed, lengths, **more)
     bounds, counts = _bounds(case).astype(jnp.bfloat16), (case.lengths // case.page)[:, None].astype(np.int32)
-    got = _jitted(kernels.page_scores, implementation)(case.q, bounds, case.page_ids, counts)
+    got, chosen = _served("page_scores", implementation, case.q, bounds, case.page_ids, counts)
     low, high = np.split(bounds.astype(np.float64), 2, axis=-1)
     worst = 0.0
     for row, count in enumerate(counts[:, 0]):
         ids = case.page_ids[row, 0, :count]
-        queries = case.q[row].astype(np.float64).reshape(case.kv_heads, 1, -1, 64)
+        queries = case.q[row].astype(np.float64).reshape(case.kv_heads, 1, -1, case.q.shape[-1])
         sides = [queries * side[ids].swapaxes(0, 1)[:, :, None] for side in (low, high)]
         expected = np.maximum(*sides).sum(-1).max(-1) * case.scale
-        worst = max(worst, compared(np.asarray(got)[row, :, :count], expected, 2e-2)["max_error"])
-    return {"max_error": worst}
+        worst = max(worst, compared(got[row, :, :count], expected, 2e-2)["max_error"])
+    return {"backend": chosen, "max_error": worst}
 
 
 def select_pages(seed: int, lengths: tuple[int, ...], implementation: Any) -> dict[str, Any]:
@@ -99,33 +111,38 @@ def select_pages(seed: int, lengths: tuple[int, ...], implementation: Any) -> di
     return {"max_error": 0.0}
 
 
-def attention_mass(seed: int, lengths: tuple[int, ...], implementation: Any) -> dict[str, Any]:
+def attention_mass(
+    more: dict[str, int], group: str, seed: int, lengths: tuple[int, ...], implementation: Any
+) -> dict[str, Any]:
     """The probabilities of each page, under the exact log-sum-exp."""
-    case = _drawn(seed, lengths)
+    case = _drawn(seed, lengths, **more)
     lse = exact.attend(case)[1]
-    mass = _jitted(kernels.attention_mass, implementation)
-    got = np.asarray(mass(case.q, case.k_pages, case.page_ids, case.counts, case.lengths, lse.astype(np.float32)))
+    lists = (case.page_ids, case.counts, case.lengths)
+    arrays = (case.q, case.k_pages, *lists, lse.astype(np.float32))
+    got, chosen = _served("attention_mass", implementation, *arrays, group=group)
     expected = np.zeros(got.shape)
     for row, head in np.ndindex(len(lengths), case.kv_heads):
-        p = _probabilities(case, row, head, case.q[row : row + 1], lse[row : row + 1])
+        p = _probabilities(case, row, head, case.q[row : row + 1], lse[row : row + 1])[0]
         pages = case.counts[row, 0]
-        expected[row, head, :pages] = p.sum((0, 1)).reshape(pages, case.page).sum(-1)
-    return compared(got, expected, 2e-2)
+        expected[row, head, :pages] = REDUCTIONS[group](p.reshape(len(p), pages, case.page).sum(-1), axis=0)
+    return {"backend": chosen, **compared(got, expected, 2e-2)}
 
 
-def window_scores(seed: int, lengths: tuple[int, ...], implementation: Any) -> dict[str, Any]:
+def window_scores(
+    more: dict[str, int], group: str, seed: int, lengths: tuple[int, ...], implementation: Any
+) -> dict[str, Any]:
     """The probabilities that the last queries of a row give to each slot."""
-    chunk = paged.draw(np.random.default_rng(seed), lengths, (WINDOW,) * len(lengths), head_dim=64)
+    chunk = _drawn(seed, lengths, (WINDOW,) * len(lengths), **more)
     q = chunk.q.reshape(len(lengths), WINDOW, *chunk.q.shape[1:])
     lists = (chunk.page_ids, chunk.counts, chunk.lengths)
-    got = np.asarray(_jitted(kernels.window_scores, implementation)(q, chunk.k_pages, *lists))
+    got, chosen = _served("window_scores", implementation, q, chunk.k_pages, *lists, group=group)
     lse = exact.attend(chunk)[1].reshape(q.shape[:3])
     expected = np.zeros(got.shape)
     for row, head in np.ndindex(len(lengths), chunk.kv_heads):
         pages = chunk.counts[row, 0]
-        p = _probabilities(chunk, row, head, q[row], lse[row])
-        expected[row, head, :pages] = p.mean(1).sum(0).reshape(pages, chunk.page)
-    return compared(got, expected, 2e-2)
+        p = REDUCTIONS[group](_probabilities(chunk, row, head, q[row], lse[row]), axis=1)
+        expected[row, head, :pages] = p.sum(0).reshape(pages, chunk.page)
+    return {"backend": chosen, **compared(got, expected, 2e-2)}
 
 
 def _probabilities(case: paged.Case, row: int, head: int, q: np.ndarray, lse: np.ndarray) -> np.ndarray:

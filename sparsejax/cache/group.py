@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sparsejax.cache.layout import DenseLayout
+from sparsejax.cache.layout import CodedLayout, DenseLayout
 from sparsejax.errors import CapacityError
 from sparsejax.models.config import DecoderConfig
 
@@ -21,7 +21,7 @@ class CacheGroup:
     """
 
     layers: tuple[int, ...]
-    layout: DenseLayout
+    layout: DenseLayout | CodedLayout
 
     @property
     def page_bytes(self) -> int:
@@ -29,9 +29,24 @@ class CacheGroup:
         return len(self.layers) * self.layout.page_bytes
 
     @property
+    def fixed_bytes(self) -> int:
+        """Bytes of the pools besides the pages."""
+        return len(self.layers) * self.layout.fixed_bytes
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes that a row holds besides its pages: its open page, where that is stored apart."""
+        return len(self.layers) * self.layout.row_bytes
+
+    @property
     def page_tiles(self) -> int:
         """Tiles of one page: it has one for each KV head of each layer."""
         return len(self.layers) * self.layout.num_kv_heads
+
+    def read_bytes(self, tiles: int, queries: int) -> int:
+        """Bytes of so many tiles, the open page of each of `queries` queries among them."""
+        apart = queries if self.row_bytes else 0
+        return (tiles - apart * self.page_tiles) * (self.page_bytes // self.page_tiles) + apart * self.row_bytes
 
     @property
     def pool_bytes(self) -> int:
@@ -47,16 +62,36 @@ def dense_group(
     return CacheGroup(tuple(range(config.num_layers)), layout)
 
 
+def make_group(
+    config: DecoderConfig,
+    page_size: int,
+    dtype: np.dtype,
+    num_pages: int,
+    platform: str = "cpu",
+    *,
+    codec: str = "dense",
+    num_rows: int = 0,
+) -> CacheGroup:
+    """The one group of a model whose full pages are stored as `codec`, with open pages of their own for `num_rows`
+    rows unless that is ``"dense"``."""
+    dense = dense_group(config, page_size, dtype, num_pages, platform)
+    if codec == "dense":
+        return dense
+    return CacheGroup(dense.layers, CodedLayout.of(dense.layout, codec, num_rows, platform))
+
+
 def pages_for(budget_bytes: int, group: CacheGroup, wanted: int) -> int:
     """Pages, the dump page included, that `budget_bytes` buys, at most `wanted` plus the dump page.
 
     Raises:
         CapacityError: not even one page besides the dump page fits.
     """
-    pages = min(budget_bytes // group.page_bytes, wanted + 1)
+    pages = min((budget_bytes - group.fixed_bytes) // group.page_bytes, wanted + 1)
     if pages < 2:
+        besides = f" and the open pages of {group.fixed_bytes} bytes" if group.fixed_bytes else ""
         raise CapacityError(
-            f"{budget_bytes} bytes of KV memory hold no page of {group.page_bytes} bytes besides the spare one: "
-            f"give kv_memory_bytes of at least {2 * group.page_bytes}, or a smaller page_size."
+            f"{budget_bytes} bytes of KV memory hold no page of {group.page_bytes} bytes besides the spare one"
+            f"{besides}: give kv_memory_bytes of at least {group.fixed_bytes + 2 * group.page_bytes}, or a smaller "
+            "page_size."
         )
     return int(pages)

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int
 import pallas_kernels
 from pallas_kernels import layouts
 from pallas_kernels.dispatch import Implementation
+from sparsejax.cache.codecs.quantized import Codes, QuantizedPages
 
 type Pools = tuple[Float[Array, "N K P W"], Float[Array, "N K P W"] | None]
 
@@ -68,6 +69,9 @@ class DenseLayout:
     def pool_bytes(self) -> int:
         return self.num_pages * self.page_bytes
 
+    fixed_bytes = row_bytes = 0
+    """Bytes besides the pages: of all rows, and of each; open pages are pages like others here."""
+
     def with_pages(self, num_pages: int) -> DenseLayout:
         return replace(self, num_pages=num_pages)
 
@@ -90,13 +94,87 @@ class DenseLayout:
 
     def copy(self, pools: Pools, source: Int[Array, " C"], target: Int[Array, " C"]) -> Pools:
         """Copies whole pages ``source[i] -> target[i]``; pairs of page 0 do nothing that is ever read."""
-        return jax.tree.map(lambda pool: pool.at[target].set(pool[source]), pools)
+        return self.take(pools, pools, source, target)
+
+    def take(self, pools: Pools, others: Pools, source: Int[Array, " C"], target: Int[Array, " C"]) -> Pools:
+        """Copies whole pages ``source[i]`` of other pools of this layout to ``target[i]`` of `pools`."""
+        return jax.tree.map(lambda pool, other: pool.at[target].set(other[source]), pools, others)
 
     def move_tokens(
         self, pools: Pools, page_ids: Int[Array, " S"], slots: Int[Array, "K C"], new_pages: Int[Array, " S2"]
     ) -> Pools:
         """`move_tokens` of keys and values."""
         return jax.tree.map(lambda pool: move_tokens(pool, page_ids, slots, new_pages), pools)
+
+
+@dataclass(frozen=True)
+class CodedLayout:
+    """Sealed pages of one layer in codes, and the one open page of each row in the model's dtype.
+
+    Attributes:
+        sealed: pools of the sealed pages, indexed by page id.
+        open: pools of the open pages. Row r's is page r + 1; page 0 absorbs padding.
+    """
+
+    sealed: QuantizedPages
+    open: DenseLayout
+
+    @classmethod
+    def of(cls, dense: DenseLayout, codec: str, num_rows: int, platform: str) -> CodedLayout:
+        """As many pages as `dense` has, in codes, with open pages for `num_rows` rows."""
+        names = ("num_pages", "num_kv_heads", "page_size", "head_dim", "dtype", "lanes", "num_pools")
+        sealed = QuantizedPages.beside(codec, platform, **{name: getattr(dense, name) for name in names})
+        return cls(sealed, dense.with_pages(num_rows + 1))
+
+    @property
+    def num_pages(self) -> int:
+        return self.sealed.num_pages
+
+    @property
+    def num_kv_heads(self) -> int:
+        return self.sealed.num_kv_heads
+
+    @property
+    def page_size(self) -> int:
+        return self.sealed.page_size
+
+    @property
+    def head_dim(self) -> int:
+        return self.sealed.head_dim
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Of open pages and of scales."""
+        return self.sealed.dtype
+
+    @property
+    def page_bytes(self) -> int:
+        """Bytes of one sealed page of one layer, scales included."""
+        return self.sealed.page_bytes
+
+    @property
+    def fixed_bytes(self) -> int:
+        """Bytes of the open pages of all rows."""
+        return self.open.pool_bytes
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row's open page."""
+        return self.open.page_bytes
+
+    @property
+    def pool_bytes(self) -> int:
+        return self.num_pages * self.page_bytes + self.fixed_bytes
+
+    def zeros(self) -> tuple[Codes, Pools]:
+        """Empty pools of sealed pages and of open ones."""
+        return self.sealed.zeros(), self.open.zeros()
+
+    def copy(
+        self, pools: tuple[Codes, Pools], source: Int[Array, " C"], target: Int[Array, " C"]
+    ) -> tuple[Codes, Pools]:
+        """Copies whole sealed pages ``source[i] -> target[i]``."""
+        return self.sealed.copy(pools[0], source, target), pools[1]
 
 
 def move_tokens(

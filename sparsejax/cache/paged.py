@@ -14,6 +14,7 @@ import pallas_kernels
 from pallas_kernels.dispatch import Implementation
 from sparsejax.cache.group import CacheGroup
 from sparsejax.cache.layout import Pools
+from sparsejax.cache.views import CodedPages, DensePages
 
 
 @jax.tree_util.register_dataclass
@@ -46,8 +47,10 @@ class StepBatch:
         page_ids, offsets: where each token's key and value go; page 0 for padding.
         decode: rows of the first ``len(decode.lengths)`` tokens.
         prefill: rows of the tokens after them, or None.
-        rows, policy: for the selector, numbers of the decode rows in the device state, and what they read.
+        rows, chunk_rows: numbers of the decode rows, and of the rows of the chunks, in the device state.
+        policy: what the decode rows read, for the selector.
         observe: what `observed` takes in of the step's queries (a `sparsity.seen.Observe`); None where nothing is.
+        segments: how the chunks lie in pages, where the KV object asks for it (`planned`).
     """
 
     tokens: Int[Array, " T"]
@@ -57,8 +60,10 @@ class StepBatch:
     decode: Rows
     prefill: Rows | None = None
     rows: Int[Array, " B"] | None = None
+    chunk_rows: Int[Array, " B"] | None = None
     policy: Any = None
     observe: Any = None
+    segments: Any = None
 
 
 @jax.tree_util.register_dataclass
@@ -88,6 +93,14 @@ class PagedKV:
     selector: Any = field(default=None, metadata={"static": True})
     handed: Any = None
 
+    def planned(self, batch: StepBatch) -> StepBatch:
+        """`batch` with what every layer would otherwise work out for itself; dense pages need nothing."""
+        return batch
+
+    def parts(self) -> dict[str, Any]:
+        """Its arrays by component."""
+        return {"kv_pages": self.pools, "page_bounds": self.bounds, "observed_attention": self.observed}
+
     def attend(
         self,
         layer: int,
@@ -106,21 +119,12 @@ class PagedKV:
             self.pools[layer], rotate(k), v, batch.page_ids, batch.offsets, self.implementation
         )
         plain, q = q, rotate(q)
-        options = dict(window=self.windows[layer], soft_cap=self.soft_cap, implementation=self.implementation)
         if observed is not None:
-            observed = observed.with_step(plain, q, pools, batch, options)
-        decode_count = batch.decode.lengths.shape[0]
-        bounds, kept, handed = self.bounds[layer], self.kept[layer], None
-        if self.selector is None:
-            page_ids, counts = batch.decode.page_list(layout.page_size)
-            out = pallas_kernels.paged_decode_attention(
-                q[:decode_count], *pools, page_ids, counts, batch.decode.lengths, **options
-            )
-        else:
+            observed = observed.with_step(plain, q, pools, batch, self._options(layer))
+        decode_count, bounds = batch.decode.lengths.shape[0], self.bounds[layer]
+        if self.selector is not None:
             bounds = self.selector.seal(bounds, pools, batch.page_ids, batch.offsets, decode_count)
-            out, kept, handed = self.selector.read(
-                layer, q[:decode_count], pools, bounds, batch, kept, self.handed, options
-            )
+        out, kept, handed = self._decode(layer, q[:decode_count], DensePages(*pools), bounds, batch)
         if batch.prefill is not None:
             rows = batch.prefill
             chunk = pallas_kernels.paged_prefill_attention(
@@ -129,7 +133,7 @@ class PagedKV:
                 *rows.page_list(layout.page_size),
                 rows.lengths,
                 rows.query_starts,
-                **options,
+                **self._options(layer),
             )
             out = jnp.concatenate([out, chunk])
         return out, self._with_layer(layer, pools, bounds, kept, observed, handed)
@@ -163,10 +167,28 @@ class PagedKV:
         """Forgets what layers kept of a row's earlier steps: another sequence takes it."""
         return replace(self, kept=tuple(None if kept is None else kept.without(row) for kept in self.kept))
 
-    def end_step(self) -> tuple[PagedKV, Int[Array, "B 2"] | None]:
-        """The state for the next step, and the tiles (a page of one KV head of one layer) that each decode row
-        holds and has read in this one; None without a selector."""
-        return replace(self, handed=None), None if self.handed is None else self.handed.tiles
+    def end_step(self) -> tuple[PagedKV, Any]:
+        """The state for the next step, and what the layers of this one handed on; None without a selector."""
+        return replace(self, handed=None), self.handed
+
+    def _decode(
+        self,
+        layer: int,
+        q: Float[Array, "B H D"],
+        pages: DensePages | CodedPages,
+        bounds: Array | None,
+        batch: StepBatch,
+    ) -> tuple[Float[Array, "B H D"], Any, Any]:
+        """Attention of the decode rows, and what the selector keeps of them and hands on."""
+        rows, options = batch.decode, self._options(layer)
+        if self.selector is None:
+            lists = rows.page_list(self.group.layout.page_size)
+            return pages.attention(q, *lists, rows.lengths, **options), self.kept[layer], None
+        return self.selector.read(layer, q, pages, bounds, batch, self.kept[layer], self.handed, options)
+
+    def _options(self, layer: int) -> dict[str, Any]:
+        """Of the layer's attention."""
+        return dict(window=self.windows[layer], soft_cap=self.soft_cap, implementation=self.implementation)
 
     def _with_layer(
         self, layer: int, pools: Pools, bounds: Array | None, kept: Any, observed: Any, handed: Any

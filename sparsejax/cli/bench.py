@@ -1,6 +1,11 @@
 """Measure a model on this machine: synthetic prompts served together, the first round untimed.
 
 sparsejax bench --num-prompts 16 --input-len 512 --output-len 128
+
+With "serve", requests go to a running server at random times, at a rate that does not wait for answers:
+
+sparsejax bench serve --url http://127.0.0.1:8000 --rate 4 --num-prompts 100 --plot latency.png
+sparsejax bench serve --url grpc://127.0.0.1:50051 --rate 4 --slo-first-token-ms 500
 """
 
 from __future__ import annotations
@@ -13,7 +18,7 @@ import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sparsejax.cli import options, show
+from sparsejax.cli import load, options, show
 from sparsejax.errors import RequestError
 
 
@@ -28,12 +33,14 @@ class Round:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("what", nargs="?", choices=("engine", "serve"), default="engine", metavar="serve")
     group = parser.add_argument_group("workload")
     group.add_argument("--num-prompts", type=int, default=8, metavar="N", help="requests per round (default: 8)")
     group.add_argument("--input-len", type=int, default=128, metavar="N", help="prompt tokens (default: 128)")
     group.add_argument("--output-len", type=int, default=64, metavar="N", help="new tokens (default: 64)")
     group.add_argument("--rounds", type=int, default=3, metavar="N", help="timed rounds (default: 3)")
     group.add_argument("--json", action="store_true", help="print the figures as JSON")
+    load.add_arguments(parser)
     options.add_engine_options(parser)
 
 
@@ -41,6 +48,8 @@ def run(args: argparse.Namespace) -> int:
     for name in ("num_prompts", "input_len", "output_len", "rounds"):
         if getattr(args, name) < 1:
             raise RequestError(f"--{name.replace('_', '-')} must be at least 1.", parameter=name)
+    if args.what == "serve":
+        return load.run(args)
     with options.make_engine(args) as engine:
         vocabulary = engine.core.runner.vocab_size
         serve(engine, workload(args, vocabulary, 0), args.output_len)

@@ -1,4 +1,4 @@
-"""Talk with a model in the terminal.
+"""Talk with a model in the terminal, here or (--url) on an OpenAI-compatible server.
 
 Ctrl-C stops an answer. Ctrl-D or /exit leaves, /reset starts again, /system TEXT sets the system message.
 """
@@ -6,12 +6,15 @@ Ctrl-C stops an answer. Ctrl-D or /exit leaves, /reset starts again, /system TEX
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from typing import Any
 
 from sparsejax.cli import options, show
-from sparsejax.errors import CapacityError, RequestError
+from sparsejax.cli.remote import RemoteEngine
+from sparsejax.config import EngineConfig
+from sparsejax.errors import CapacityError, ConfigError, RequestError
 
 DEFAULT_MAX_TOKENS = 512
 
@@ -19,15 +22,30 @@ DEFAULT_MAX_TOKENS = 512
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("conversation")
     group.add_argument("--system", metavar="TEXT", help="system message")
+    group.add_argument("--url", help="talk with a server, such as http://127.0.0.1:8000; --model is its name there")
+    group.add_argument("--api-key", metavar="KEY", help="key for the server (default: SPARSEJAX_API_KEY)")
     options.add_sampling_options(parser, skip={"n", "logprobs", "prompt_logprobs"})
     options.add_engine_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     params = options.make_sampling(args, max_tokens=DEFAULT_MAX_TOKENS)
-    with options.make_engine(args) as engine:
+    with options.make_engine(args) if args.url is None else remote_engine(args) as engine:
         Conversation(engine, params, args.system).run()
     return 0
+
+
+def remote_engine(args: argparse.Namespace) -> RemoteEngine:
+    """The server that --url names.
+
+    Raises:
+        ConfigError: settings were given that only an engine here could follow.
+    """
+    local = sorted(options.given(args, EngineConfig, skip={"model", *options.SAMPLING_ONLY}))
+    if local:
+        flags = ", ".join("--" + name.replace("_", "-") for name in local)
+        raise ConfigError(f"{flags} cannot be set through --url: they belong to the command that started the server.")
+    return RemoteEngine(args.url, getattr(args, "model", None), args.api_key or os.environ.get("SPARSEJAX_API_KEY"))
 
 
 class Conversation:

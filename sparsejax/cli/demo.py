@@ -1,4 +1,4 @@
-"""Serve documents with questions, stream one answer, compare policies: speed, KV bytes, and what to try next.
+"""Serve documents with questions, stream an answer, compare policies on one document: answers, KV bytes, speed.
 
 The model inside the package looks facts up in documents. Another one is shown with --model.
 """
@@ -9,7 +9,7 @@ import argparse
 import time
 from typing import Any
 
-from sparsejax.cli import options, show
+from sparsejax.cli import options, show, story
 from sparsejax.errors import ConfigError
 
 # Task and tokens of each document: short and long requests share every step.
@@ -24,10 +24,6 @@ BATCH = (
     ("niah_multikey", 1024),
 )
 STREAMED = ("vt", 256)
-# Documents of nothing but facts, read by policies that leave three quarters of the pages out of each step.
-COMPARED = ("niah_dense", 1024)
-NUM_COMPARED = 8
-POLICIES = ("dense", {"preset": "window", "budget": 0.25}, {"preset": "quest", "budget": 0.25})
 NEW_TOKENS = 24
 
 NEXT = """What to try next:
@@ -46,16 +42,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     print("Starting the engine (the first start compiles; later ones are faster) ...", flush=True)
     started = time.perf_counter()
-    args.sparsity = getattr(args, "sparsity", POLICIES)
+    groups = {} if hasattr(args, "sparsity") else story.policies()
+    first, *others = groups.values() or [()]
+    if first:
+        args.sparsity = [policy.sparsity for policy in first]
+    lines = []
     with options.make_engine(args) as engine:
         print(f"Ready after {time.perf_counter() - started:.1f} s.\n", flush=True)
         if engine.tokenizer is None:
             raise ConfigError("the demo sends text, but this model has no tokenizer: give --tokenizer too.")
         serve_batch(engine, [sample(engine, *one, seed) for seed, one in enumerate(BATCH)])
         stream_one(engine, sample(engine, *STREAMED, len(BATCH)))
-        if args.sparsity is POLICIES:
-            compare(engine, [sample(engine, *COMPARED, seed) for seed in range(NUM_COMPARED)])
-        print(f"\n{memory_text(engine)}\n\n{NEXT}")
+        print(f"\n{memory_text(engine)}\n", flush=True)
+        if first:
+            num_tokens = len(story.document(engine)[0].token_ids)
+            lines += story.tell(engine, first)
+    for group in others:  # pages of an engine have one codec
+        args.sparsity = [policy.sparsity for policy in group]
+        with options.make_engine(args) as engine:
+            lines += story.tell(engine, group)
+    if lines:
+        print(f"{story.as_text(lines, num_tokens)}\n")
+    print(NEXT)
     return 0
 
 
@@ -130,30 +138,6 @@ def stream_one(engine: Any, one: Any) -> None:
     seconds = time.perf_counter() - started
     if first:
         print(f"\n  (first token after {1e3 * first[0]:.0f} ms, {tokens} tokens in {1e3 * seconds:.0f} ms)")
-
-
-def compare(engine: Any, samples: list[Any]) -> None:
-    """The same documents and questions under each policy: right answers, and the KV bytes that decode steps read."""
-    from sparsejax import SamplingParams
-    from sparsejax.sparsity.policy import SparsityConfig
-
-    prompts = [one.context + one.turns[0].prompt for one in samples]
-    rows = []
-    for policy in POLICIES:
-        params = SamplingParams(temperature=0.0, max_tokens=NEW_TOKENS, stop=["\n"], sparsity=policy)
-        before = engine.stats()
-        outputs = engine.generate(prompts, params, use_tqdm=False)
-        after = engine.stats()
-        read, held = (after[name] - before[name] for name in ("decode_read_bytes", "decode_held_bytes"))
-        right = sum(one.turns[0].score(out.outputs[0].text) for one, out in zip(samples, outputs, strict=True))
-        name = SparsityConfig.coerce(policy).kind.name
-        rows.append(
-            ("dense" if name == "all" else name, f"{right} of {len(samples)} right", f"{100 * read / held:.0f}% read")
-        )
-    print(
-        f"\n{len(samples)} documents of {COMPARED[1]} tokens, every line a fact, under three policies "
-        f"(share of the cached KV bytes that decode steps read):\n{show.table(rows)}"
-    )
 
 
 def memory_text(engine: Any) -> str:

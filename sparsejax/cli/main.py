@@ -17,6 +17,8 @@ GROUPS = {
         "demo": "serve a batch of documents with the model inside the package",
         "generate": "complete prompts from the command line, a file or stdin",
         "chat": "talk with a model in the terminal",
+        "serve": "serve a model over HTTP to OpenAI's clients",
+        "grpc": "serve a model over gRPC",
     },
     "Look at this machine": {
         "eval": "measure quality against KV bytes on long-context tasks",
@@ -25,6 +27,7 @@ GROUPS = {
         "doctor": "check versions, devices, kernels, caches and a model",
     },
 }
+ARGUMENTS = {"generate": " [PROMPT ...]", "serve": " [MODEL]", "grpc": " [MODEL]", "bench": " [serve]"}
 COMMANDS = {name: text for group in GROUPS.values() for name, text in group.items()}
 
 
@@ -62,7 +65,7 @@ def command_parser(name: str) -> argparse.ArgumentParser:
     module = importlib.import_module(f"sparsejax.cli.{name}")
     parser = argparse.ArgumentParser(
         prog=f"sparsejax {name}",
-        usage=f"sparsejax {name} [options]" + (" [PROMPT ...]" if name == "generate" else ""),
+        usage=f"sparsejax {name} [options]" + ARGUMENTS.get(name, ""),
         description=module.__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

@@ -71,20 +71,25 @@ def stored_dtype(path: Any) -> str:
 
 def measure(config: Any, model: Any, stored: str, lengths: list[int]) -> Need:
     """The needs of ``model`` (a DecoderConfig) under ``config`` (an EngineConfig) on this machine."""
-    from sparsejax.cache.group import dense_group
+    from sparsejax.cache.group import make_group
+    from sparsejax.engine.table import StepTable
     from sparsejax.models.loaded import resolve_dtype
     from sparsejax.models.params import param_count
+    from sparsejax.sparsity.policy import declared
 
     dtype = resolve_dtype(config.dtype, stored)
     weights = param_count(model) * dtype.itemsize
-    page_bytes = dense_group(model, config.page_size, dtype, 1).page_bytes
+    rows = StepTable.build(config.max_num_seqs, config.max_num_batched_tokens, config.num_decode_steps).max_rows
+    codec = declared(config.sparsity)[0].codec
+    group = make_group(model, config.page_size, dtype, 1, codec=codec, num_rows=rows)
+    page_bytes = group.page_bytes
     if config.kv_memory_bytes is not None:
         room, source = config.kv_memory_bytes, "kv_memory_bytes"
     else:
         free, where = free_memory()
         room = max(0, int(free * config.memory_utilization) - weights)
         source = f"{config.memory_utilization:.0%} of the {show.size(free)} free {where}, less the weights"
-    pages = max(0, room // page_bytes - 1)  # one page takes the writes of padding
+    pages = max(0, (room - group.fixed_bytes) // page_bytes - 1)  # one page takes the writes of padding
     return Need(
         dtype=dtype.name,
         parameters=param_count(model),

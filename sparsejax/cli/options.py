@@ -151,11 +151,11 @@ def add_sampling_options(parser: argparse.ArgumentParser, *, skip: Collection[st
     add_fields(parser, "sampling", SamplingParams, skip={*NOT_FLAGS, *ENGINE_ONLY, *skip})
 
 
-def make_config(args: argparse.Namespace) -> Any:
-    """The EngineConfig the flags describe."""
+def make_config(args: argparse.Namespace, **defaults: Any) -> Any:
+    """The EngineConfig the flags describe over ``defaults``."""
     from sparsejax.config import EngineConfig
 
-    return EngineConfig(**given(args, EngineConfig, skip=SAMPLING_ONLY))
+    return EngineConfig(**{**defaults, **given(args, EngineConfig, skip=SAMPLING_ONLY)})
 
 
 def make_engine(args: argparse.Namespace) -> Any:

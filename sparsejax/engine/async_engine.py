@@ -66,7 +66,7 @@ class AsyncEngine:
             async for output in stream:
                 yield output
 
-    async def on_text_thread(self, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    async def on_text_thread(self, function: Callable[..., Any], /, *args: Any, **options: Any) -> Any:
         """Runs what reads or writes text beside the steps: tokenizing, templates, grammars."""
         self._check_running()
         return await asyncio.get_running_loop().run_in_executor(self._text, lambda: function(*args, **options))

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from sparsejax.cache.allocator import PageAllocator
-from sparsejax.cache.group import dense_group, pages_for
+from sparsejax.cache.group import CacheGroup, make_group, pages_for
 from sparsejax.config import EngineConfig
 from sparsejax.engine.compile import release_compiler_memory, use_compile_cache
 from sparsejax.engine.core import EngineCore
@@ -59,10 +59,15 @@ def build_core(config: EngineConfig, model: LoadedModel | None = None, tokenizer
     table = StepTable.build(config.max_num_seqs, config.max_num_batched_tokens, config.num_decode_steps)
     width = -(-max_model_len // config.page_size)
     platform = jax.default_backend()
-    one_page = dense_group(model.config, config.page_size, model.dtype, 1, platform)
-    num_pages = pages_for(_kv_budget(config, model), one_page, wanted=config.max_num_seqs * width)
-    group = dense_group(model.config, config.page_size, model.dtype, num_pages, platform)
     policies = declared(config.sparsity)
+    codec = policies[0].codec
+
+    def group_of(num_pages: int) -> CacheGroup:
+        shape = (model.config, config.page_size, model.dtype, num_pages, platform)
+        return make_group(*shape, codec=codec, num_rows=table.max_rows)
+
+    num_pages = pages_for(_kv_budget(config, model), group_of(1), wanted=config.max_num_seqs * width)
+    group = group_of(num_pages)
     selector = Selector.of(policies, config.page_size, model.config.num_kv_heads, max_model_len)
     _check_keeps(policies, model.config)
     keeps = tuple(policy.keep for policy in policies)
@@ -77,6 +82,7 @@ def build_core(config: EngineConfig, model: LoadedModel | None = None, tokenizer
             table.max_chunk,
             config.page_size,
             config.num_decode_steps,
+            share_whole_pages=codec != "dense",
         ),
         max_model_len=max_model_len,
         eos_ids=model.config.eos_token_ids,

@@ -7,7 +7,7 @@ from typing import Any
 from sparsejax.errors import RequestError
 
 
-def render_chat(tokenizer: Any, messages: Any, **options: Any) -> dict[str, Any]:
+def render_chat(tokenizer: Any, messages: Any, /, **options: Any) -> dict[str, Any]:
     """One conversation as ``{"prompt": text, "prompt_token_ids": [...]}``.
 
     Raises:

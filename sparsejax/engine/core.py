@@ -19,6 +19,7 @@ from sparsejax.engine.interrupt import deferred_interrupt
 from sparsejax.engine.params import SamplingParams
 from sparsejax.engine.policies import Policies
 from sparsejax.engine.prompts import Prompt, check_length
+from sparsejax.engine.reads import count_reads
 from sparsejax.engine.request import RequestOutput
 from sparsejax.engine.rows import mix_seed, pack_bias, pack_row
 from sparsejax.engine.runner import Runner
@@ -229,9 +230,12 @@ class EngineCore:
         self.counters["steps"] += 1
         self.counters["computed_tokens"] += plan.num_tokens
         self.timings.step_tokens.add(plan.num_tokens)
+        queries = len(plan.decode) * plan.num_steps
         self.counters["decode_tiles_dense"] += self.runner.decode_tiles(plan, evicted=True)
+        self.counters["decode_queries_dense"] += queries
         if self._policies.selector is None:
             tiles = self.runner.decode_tiles(plan)
+            self.counters["decode_queries"] += queries
             self.counters["decode_tiles_held"] += tiles
             self.counters["decode_tiles_read"] += tiles
         return _InFlight(plan, outputs)
@@ -270,9 +274,8 @@ class EngineCore:
 
     def _collect(self, step: _InFlight) -> list[RequestOutput]:
         results = self.runner.read(step.outputs)
-        if results.tiles is not None:
-            for name, tiles in zip(("held", "read"), results.tiles.sum((0, 1)).tolist(), strict=True):
-                self.counters[f"decode_tiles_{name}"] += tiles
+        if results.reads is not None:
+            count_reads(results.reads, self.counters)
         touched: dict[Tracker, None] = {}
         if results.prompt is not None:
             self._collect_prompt(step.plan, results.prompt)

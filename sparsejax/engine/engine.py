@@ -18,6 +18,7 @@ from sparsejax.engine.prompts import Prompt, read_prompt, split_prompts
 from sparsejax.engine.request import RequestOutput
 from sparsejax.engine.stats import engine_stats
 from sparsejax.errors import ConfigError, RequestError
+from sparsejax.models.config import DecoderConfig
 from sparsejax.models.loader import LoadedModel
 
 
@@ -69,6 +70,11 @@ class Engine:
     def tokenizer(self) -> Any:
         """The transformers tokenizer, or None if the model directory has none."""
         return self.core.tokenizer
+
+    @property
+    def model_config(self) -> DecoderConfig:
+        """Shape and settings of the model."""
+        return self.core.runner.shape.decoder.cfg
 
     @property
     def max_model_len(self) -> int:

@@ -128,7 +128,10 @@ def _grammar(rule: StructuredOutputs) -> str:
 
     kind, text = rule.key
     if kind == "json":
-        return LLMatcher.grammar_from_json_schema(text, defaults={"whitespace_pattern": WHITESPACE})
+        try:
+            return LLMatcher.grammar_from_json_schema(text, defaults={"whitespace_pattern": WHITESPACE})
+        except ValueError as error:
+            reject("structured_outputs", text[:200], "a JSON schema that can be read", f"{error}.")
     if kind == "regex":
         return LLMatcher.grammar_from_regex(text)
     if kind == "choice":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 
 from sparsejax.engine.params import SamplingParams
@@ -33,15 +35,24 @@ class Policies:
         """The policy of a request.
 
         Raises:
-            RequestError: it is no policy, or what the engine has declared does not serve it.
+            RequestError: it is no policy, names another codec, or what the engine has declared does not serve it.
         """
         if params.sparsity is None:
             return self.default
         try:
             policy = SparsityConfig.coerce(params.sparsity)
+            if policy.codec is None:
+                policy = dataclasses.replace(policy, codec=self.default.codec)
             policy.layer_roles(self.num_layers)
         except ConfigError as error:
             raise RequestError(str(error), parameter="sparsity", value=params.sparsity) from error
+        if policy.codec != self.default.codec:
+            raise RequestError(
+                f"this engine stores its pages as {self.default.codec}, not as {policy.codec}: leave the codec out, "
+                f"or start an engine with sparsity={policy.codec!r}.",
+                parameter="sparsity",
+                value=params.sparsity,
+            )
         lacks = self._lacks(policy, num_prompt)
         if lacks is not None:
             raise RequestError(

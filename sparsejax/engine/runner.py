@@ -15,7 +15,7 @@ from sparsejax.engine.compile import Programs, abstract
 from sparsejax.engine.rows import mask_words, neutral_row, stack_rows
 from sparsejax.engine.sampler import SamplingRows
 from sparsejax.engine.scheduler import Cut, StepPlan
-from sparsejax.engine.state import DeviceState, initial_state, state_bytes
+from sparsejax.engine.state import DeviceState, Reads, initial_state, state_bytes
 from sparsejax.engine.step import StepKey, StepOutputs, StepShape
 from sparsejax.engine.table import StepTable
 from sparsejax.models.decoder import Decoder
@@ -33,12 +33,12 @@ class Results:
     Attributes:
         sampled: int32 ``[steps, rows, W]`` in the order of ``plan.outputs``; columns as in `step`.
         prompt: int32 ``[chunk tokens, W]`` when prompt log-probabilities were asked for.
-        tiles: int32 ``[steps, rows, 2]``, see `StepOutputs`.
+        reads: of ``plan.decode``, see `StepOutputs`.
     """
 
     sampled: np.ndarray
     prompt: np.ndarray | None
-    tiles: np.ndarray | None = None
+    reads: Reads | None = None
 
 
 class Runner:
@@ -137,8 +137,8 @@ class Runner:
 
     def read(self, outputs: StepOutputs) -> Results:
         """Waits for the results of a dispatched step."""
-        sampled, tiles, prompt = jax.tree.map(np.asarray, outputs)
-        return Results(sampled, prompt, tiles)
+        sampled, reads, prompt = jax.tree.map(np.asarray, outputs)
+        return Results(sampled, prompt, reads)
 
     def decode_tiles(self, plan: StepPlan, evicted: bool = False) -> int:
         """Tiles (a page of one KV head of one layer) that the decode rows of a step hold, once it is planned; with

@@ -18,13 +18,18 @@ from sparsejax.engine.sequence import PENDING, Sequence, Status
 
 @dataclass(frozen=True)
 class Limits:
-    """What the compiled steps can hold. Tokens and rows."""
+    """What the compiled steps can hold. Tokens and rows.
+
+    Attributes:
+        share_whole_pages: samples of a request share full pages only, because open pages are not in the pool.
+    """
 
     max_num_seqs: int
     max_num_batched_tokens: int
     max_chunk: int
     page_size: int
     num_decode_steps: int = 1
+    share_whole_pages: bool = False
 
 
 @dataclass(frozen=True)
@@ -103,9 +108,12 @@ class Scheduler:
     def fork(self, parent: Sequence, children: Iterable[Sequence]) -> None:
         """Queues `children`, which continue the parent's prompt and read its pages until they write.
 
-        The last prompt token is left out: a child computes it again for its own first logits.
+        The last prompt token is left out: a child computes it again for its own first logits; where only whole
+        pages are shared, with the tokens before it in its page.
         """
         shared = parent.num_prompt - 1
+        if self.limits.share_whole_pages:
+            shared -= shared % self.limits.page_size
         pages = parent.pages[: _pages(shared, self.limits.page_size)]
         for child in children:
             self.allocator.share(pages)

@@ -3,20 +3,38 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels.dispatch import Implementation
+from sparsejax.cache.coded import CodedKV
 from sparsejax.cache.group import CacheGroup
+from sparsejax.cache.layout import CodedLayout
 from sparsejax.cache.paged import PagedKV
 from sparsejax.engine.sampler import SamplingRows
 from sparsejax.models.config import DecoderConfig
 from sparsejax.sparsity.evictor import Evictor
 from sparsejax.sparsity.keep_rows import KeepRows
 from sparsejax.sparsity.rows import PolicyRows
-from sparsejax.sparsity.selector import Selector
+from sparsejax.sparsity.selector import Handed, Selector
+
+
+class Reads(NamedTuple):
+    """What the decode rows of a step read.
+
+    Attributes:
+        tiles: int32 ``[B, 2]``: tiles (a page of one KV head of one layer) that each row holds, and that it read.
+        recall: float32 ``[B, L]``: the share of attention probability that it captured, -1 where that was not
+            measured; None where no policy measures it.
+        more: int32 ``[B, 2]``: 1 for rows whose budget grew for that, and for those that read everything from now.
+    """
+
+    tiles: Array
+    recall: Array | None = None
+    more: Array | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -75,6 +93,16 @@ class DeviceState:
         kv = evictor.evict(self.kv, self.keep, row, self.tables[row], length, kept, at, new_pages)
         return replace(self, kv=kv.without_row(row))
 
+    def after_step(self, rows: Int[Array, " R"], handed: Handed | None) -> tuple[DeviceState, Reads | None]:
+        """What decode rows read in a step, and the state in which those that captured too little read more."""
+        if handed is None:
+            return self, None
+        selector = self.kv.selector
+        if not selector.samples:
+            return self, Reads(handed.tiles)
+        policy, more = self.policy.guarded(rows, handed.recall, selector.width)
+        return replace(self, policy=policy), Reads(handed.tiles, handed.recall, more)
+
     def with_tables(self, tables: Int[Array, "B S"]) -> DeviceState:
         return replace(self, tables=tables)
 
@@ -117,7 +145,8 @@ def initial_state(
         None if evictor is None else evictor.nothing_seen(num_rows + 1, group.layout) for _ in group.layers
     )
     kept = tuple(None if selector is None else selector.initial_lists(num_rows + 1) for _ in group.layers)
-    kv = PagedKV(
+    kind = CodedKV if isinstance(group.layout, CodedLayout) else PagedKV
+    kv = kind(
         pools, bounds, kept, observed, group, config.windows, config.attn_soft_cap, implementation, selector
     )
     return DeviceState(
@@ -137,9 +166,7 @@ def state_bytes(state: DeviceState) -> dict[str, int]:
         return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
 
     return {
-        "kv_pages": total(state.kv.pools),
-        "page_bounds": total(state.kv.bounds),
-        "observed_attention": total(state.kv.observed),
+        **{name: total(arrays) for name, arrays in state.kv.parts().items()},
         "page_tables": total(state.tables),
         "sampling_rows": total((state.last_tokens, state.sampling, state.policy, state.keep, state.kv.kept)),
     }

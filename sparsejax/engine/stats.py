@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sparsejax.engine.core import EngineCore
+from sparsejax.engine.reads import recall_stats
 
 
 def engine_stats(core: EngineCore) -> dict[str, int | float]:
@@ -10,8 +11,10 @@ def engine_stats(core: EngineCore) -> dict[str, int | float]:
     scheduler, runner = core.scheduler, core.runner
     allocator = scheduler.allocator
     group = runner.state.kv.group
-    page_bytes = group.page_bytes
-    tile_bytes = page_bytes // group.page_tiles
+
+    def read_bytes(which: str, queries: str = "decode_queries") -> int:
+        return group.read_bytes(core.counters[f"decode_tiles_{which}"], core.counters[queries])
+
     return {
         "num_running": len(scheduler.running),
         "num_waiting": len(scheduler.waiting),
@@ -22,13 +25,17 @@ def engine_stats(core: EngineCore) -> dict[str, int | float]:
         "generation_tokens": core.counters["generation_tokens"],
         "computed_tokens": core.counters["computed_tokens"],
         "steps": core.counters["steps"],
-        "decode_dense_bytes": core.counters["decode_tiles_dense"] * tile_bytes,
-        "decode_held_bytes": core.counters["decode_tiles_held"] * tile_bytes,
-        "decode_read_bytes": core.counters["decode_tiles_read"] * tile_bytes,
+        "decode_dense_bytes": read_bytes("dense", "decode_queries_dense"),
+        "decode_queries": core.counters["decode_queries"],
+        "decode_held_bytes": read_bytes("held"),
+        "decode_read_bytes": read_bytes("read"),
+        "budgets_widened": core.counters["budgets_widened"],
+        "budgets_dropped": core.counters["budgets_dropped"],
+        **recall_stats(core.counters),
         "kv_live_pages": allocator.num_live,
         "kv_free_pages": allocator.num_free,
-        "kv_live_bytes": allocator.num_live * page_bytes,
-        "kv_page_bytes": page_bytes,
+        "kv_live_bytes": allocator.num_live * group.page_bytes + len(scheduler.running) * group.row_bytes,
+        "kv_page_bytes": group.page_bytes,
         "compiles": runner.programs.num_compiles,
         "compiles_after_warmup": runner.programs.num_compiles - runner.programs.num_warm,
         "compile_seconds": runner.programs.compile_seconds,

@@ -18,7 +18,7 @@ from sparsejax.cache.paged import Rows, StepBatch
 from sparsejax.engine.packing import Packing
 from sparsejax.engine.params import MAX_LOGPROBS
 from sparsejax.engine.sampler import Sampled, sample, sample_greedy, score
-from sparsejax.engine.state import DeviceState
+from sparsejax.engine.state import DeviceState, Reads
 from sparsejax.models.decoder import Decoder
 
 READOUT_BLOCK = 64
@@ -49,13 +49,12 @@ class StepOutputs(NamedTuple):
 
     Attributes:
         sampled: int32 ``[steps, rows, W]``: token, log-probability bits, and what the full sampler adds.
-        tiles: int32 ``[steps, decode rows, 2]``: tiles (a page of one KV head of one layer) that each row holds
-            and that its attention read; None where every row reads all.
+        reads: what the decode rows read, ``[steps, ...]``; None where every row reads all.
         prompt: int32 ``[chunk tokens, W]`` when prompt log-probabilities are asked for.
     """
 
     sampled: Array
-    tiles: Array | None
+    reads: Reads | None
     prompt: Array | None = None
 
 
@@ -121,10 +120,11 @@ class StepShape:
             steps = fields["steps"] + i
             batch = self._decode_batch(state, rows, tokens, positions, fields["shifts"], live)
             hidden, kv = self.decoder.apply({"params": params}, batch, state.kv)
-            kv, tiles = kv.end_step()
-            state, sampled = self._sample(key, replace(state, kv=kv), params, hidden, rows, steps)
+            kv, handed = kv.end_step()
+            state, reads = replace(state, kv=kv).after_step(rows, handed)
+            state, sampled = self._sample(key, state, params, hidden, rows, steps)
             stopped = jnp.any(sampled.token[:, None] == stop_ids, axis=1)
-            return (state, sampled.token, live & ~stopped), (_outputs(key, sampled), tiles)
+            return (state, sampled.token, live & ~stopped), (_outputs(key, sampled), reads)
 
         carry = (state, self._inputs(state, fields), rows != self.spare_row)
         if key.num_steps == 1:
@@ -160,14 +160,17 @@ class StepShape:
             decode=decode.decode,
             prefill=Rows(tables, lengths, starts),
             rows=rows,
+            chunk_rows=fields["chunk_rows"],
             policy=decode.policy,
             observe=observe,
         )
+        batch = state.kv.planned(batch)
         hidden, kv = self.decoder.apply({"params": params}, batch, state.kv)
-        kv, tiles = kv.end_step()
+        kv, handed = kv.end_step()
+        state, reads = replace(state, kv=kv).after_step(rows, handed)
         state, sampled = self._sample(
             key,
-            replace(state, kv=kv),
+            state,
             params,
             hidden[fields["sample_index"]],
             fields["sample_rows"],
@@ -176,7 +179,8 @@ class StepShape:
         prompt = None
         if key.prompt_logprobs:
             prompt = self._prompt_logprobs(params, hidden[key.rows :], fields["next_tokens"])
-        return state, StepOutputs(_outputs(key, sampled)[None], None if tiles is None else tiles[None], prompt)
+        outputs = jax.tree.map(lambda output: output[None], (_outputs(key, sampled), reads))
+        return state, StepOutputs(*outputs, prompt)
 
     def _inputs(self, state: DeviceState, fields: dict[str, Array]) -> Int[Array, " B"]:
         """The host's token where it knows it, the row's newest one on the device where it does not."""

@@ -33,7 +33,7 @@ class Policy:
     @property
     def codec(self) -> str:
         """How pages are stored; an engine has one codec."""
-        return getattr(SparsityConfig.coerce(self.sparsity), "codec", "dense")
+        return SparsityConfig.coerce(self.sparsity).codec or "dense"
 
 
 DENSE = Policy(BASELINE)
@@ -67,8 +67,7 @@ def takes_budget(preset: str) -> bool:
 
 
 def _effect(config: SparsityConfig) -> tuple:
-    keep = getattr(config, "keep", None)
-    return config.page_counts(*PROBE), keep and keep.eviction(PROBE[0])
+    return config.page_counts(*PROBE), config.keep.eviction(PROBE[0])
 
 
 def by_codec(policies: Iterable[Policy]) -> dict[str, tuple[Policy, ...]]:

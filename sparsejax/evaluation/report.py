@@ -52,7 +52,8 @@ def _policy(evaluation: Evaluation, result: PolicyResult) -> list[str]:
         )
     for kv in result.kv:
         held = f"{kv.held:,.0f} bytes held ({kv.per_token:,.0f} per token), {kv.peak:,} at the peak"
-        lines.append(f"  KV at {kv.length} tokens: {held}, {kv.read:,.0f} read by a decode step")
+        step = f"{kv.read:,.0f} read by a decode step of {1e3 * kv.seconds:.1f} ms"
+        lines.append(f"  KV at {kv.length} tokens: {held}, {step}")
     rate = f"{result.tokens_per_second:,.0f} tokens/s (prompts and replies)"
     less = f"{summary.saving:.2f} times fewer bytes read, {summary.compression:.2f} times fewer held"
     lines.append(f"  {rate}" if dense else f"  {less}, {rate}")
@@ -110,7 +111,13 @@ def _policy_json(evaluation: Evaluation, result: PolicyResult) -> dict[str, Any]
         "compression": summary.compression,
         "saving": summary.saving,
         "kv": [
-            {"length": kv.length, "held_bytes": kv.held, "peak_bytes": kv.peak, "read_bytes": kv.read}
+            {
+                "length": kv.length,
+                "held_bytes": kv.held,
+                "peak_bytes": kv.peak,
+                "read_bytes": kv.read,
+                "timing": {"step_seconds": round(kv.seconds, 6)},
+            }
             for kv in result.kv
         ],
         "cells": [_cell_json(evaluation, cell) for cell in result.cells],

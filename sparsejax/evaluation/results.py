@@ -34,13 +34,14 @@ class CellResult:
 class KvBytes:
     """KV bytes that the engine reports for one sequence of `length` prompt tokens served alone.
 
-    `held` and `read` by an average decode step, `peak` the most that was held at any time.
+    `held` and `read` by an average decode step, which takes `seconds`; `peak` the most that was held at any time.
     """
 
     length: int
     held: float
     peak: int
     read: float
+    seconds: float
 
     @property
     def per_token(self) -> float:

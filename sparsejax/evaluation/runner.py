@@ -108,20 +108,22 @@ def run_cell(engine: Engine, policy: Policy, cell: Cell) -> CellResult:
 
 
 def measure_kv(engine: Engine, policy: Policy, request: Request) -> KvBytes:
-    """Serves one request alone and reads the engine's own counts of KV bytes held and read."""
+    """Serves one request alone and reads the engine's own counts of KV bytes; compilation is not timed."""
     params = SamplingParams(
         temperature=0.0, max_tokens=DECODED + 1, ignore_eos=True, detokenize=False, sparsity=policy.sparsity
     )
-    before, peak = engine.stats(), 0
+    engine.step()  # takes in what earlier requests left on the device, so that it is not counted here
+    before, peak, started = engine.stats(), 0, None
     engine.add_request("kv-bytes", request.prompt, params)
     while engine.has_unfinished():
-        engine.step()
-        peak = max(peak, engine.stats()["kv_live_bytes"])
-    after = engine.stats()
-    held, read = (
-        (after[name] - before[name]) / DECODED for name in ("decode_held_bytes", "decode_read_bytes")
-    )
-    return KvBytes(len(request.token_ids), held, peak, read)
+        outputs, now = engine.step(), engine.stats()
+        peak = max(peak, now["kv_live_bytes"])
+        if started is None and any(output.outputs[0].token_ids for output in outputs):
+            started, compiled = time.perf_counter(), now["compile_seconds"]
+    seconds = time.perf_counter() - started - (now["compile_seconds"] - compiled)
+    counted = max(now["decode_queries"] - before["decode_queries"], 1)
+    held, read = ((now[name] - before[name]) / counted for name in ("decode_held_bytes", "decode_read_bytes"))
+    return KvBytes(len(request.token_ids), held, peak, read, seconds / DECODED)
 
 
 def _longest(cells: Sequence[Cell], model: LoadedModel) -> int:

@@ -191,7 +191,7 @@ class Service:
         if self._engine is not None:
             await self._engine.abort(request_ids)
 
-    async def render(self, messages: Any, **options: Any) -> dict[str, Any]:
+    async def render(self, messages: Any, /, **options: Any) -> dict[str, Any]:
         """A conversation as a prompt for `submit`, through the model's chat template; options as for `Engine.chat`.
 
         Raises:

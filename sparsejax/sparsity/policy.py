@@ -20,8 +20,9 @@ from sparsejax.sparsity.kinds import ALL, SELECTS, Select
 class SparsityConfig:
     """A point of keep ∘ select ∘ codec.
 
-    The prompt is read densely. Then `keep` cuts the cache, and every decode step reads the selected pages of what
+    The prompt reads every page. Then `keep` cuts the cache, and every decode step reads the selected pages of what
     is left in each layer. A budget that covers the sequence keeps and reads all of it, and costs nothing besides.
+    Under a codec a token reads its own page in the model's dtype and every earlier one as stored.
 
     Attributes:
         keep: which tokens stay in the cache: a `Keep`, or the name of its method.
@@ -40,7 +41,13 @@ class SparsityConfig:
         filter_layers: layers that select; the layers after each of them reuse its list, those before the first
             read everything. ``"auto"`` spreads three over the depth; None is every layer for itself.
         dense_layers: so many first layers read everything.
+        recall_every: measure at every n-th position, with a dense pass, which share of the attention probability
+            the selection captured; 0 never does.
+        recall_floor: where the mean over layers falls under this share, the row's budget doubles, and past the
+            longest list the row reads everything from there on.
         seed: of ``random``.
+        codec: how full pages are stored: ``dense`` (the model's dtype), ``int8``, ``fp8`` (e4m3) or ``int4``. One
+            for all policies of an engine; None takes that of the others, or ``dense``.
     """
 
     keep: Keep | str = "all"
@@ -53,7 +60,10 @@ class SparsityConfig:
     top_p: float = 1.0
     filter_layers: tuple[int, ...] | str | None = None
     dense_layers: int = 0
+    recall_every: int = 0
+    recall_floor: float = 0.0
     seed: int = 0
+    codec: str | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.keep, Keep):
@@ -63,12 +73,16 @@ class SparsityConfig:
                 f"select={self.select!r} is not one of {', '.join(map(repr, SELECTS))}; "
                 "a function of your own is Select.scored(function)."
             )
+        valid.codec(self.codec)
         valid.budget(self.budget)
-        for name, least in (("sink", 0), ("recent", 0), ("interval", 1), ("dense_layers", 0), ("seed", 0)):
-            valid.integer(name, getattr(self, name), least)
+        for name in ("sink", "recent", "dense_layers", "recall_every", "seed"):
+            valid.integer(name, getattr(self, name), 0)
+        valid.integer("interval", self.interval, 1)
         if self.stride is not None:
             valid.integer("stride", self.stride, 1)
         valid.share("top_p", self.top_p)
+        if self.recall_floor:
+            valid.share("recall_floor", self.recall_floor)
         object.__setattr__(self, "filter_layers", valid.layers(self.filter_layers))
         for reason in valid.refusals(self):
             raise ConfigError(reason)
@@ -181,7 +195,7 @@ class PageCounts:
 
 
 PRESETS: dict[str, SparsityConfig] = {
-    "dense": SparsityConfig(),
+    "dense": SparsityConfig(codec="dense"),
     "window": SparsityConfig(select="window"),
     "strided": SparsityConfig(select="strided"),
     "random": SparsityConfig(select="random"),
@@ -196,15 +210,30 @@ PRESETS: dict[str, SparsityConfig] = {
     "rkv": SparsityConfig(Keep("rkv")),
     "h2o": SparsityConfig(Keep("h2o")),
     "random_keep": SparsityConfig(Keep("random")),
+    "int8": SparsityConfig(codec="int8"),
+    "fp8": SparsityConfig(codec="fp8"),
+    "int4": SparsityConfig(codec="int4"),
 }
 
 
 def declared(value: Any) -> tuple[SparsityConfig, ...]:
-    """What an engine offers: one policy or several, the first of them its default."""
+    """What an engine offers: one policy or several, the first of them its default, all with the same codec.
+
+    Raises:
+        ConfigError: none is named, one is no policy, or they name different codecs.
+    """
     values = value if isinstance(value, (list, tuple)) else (value,)
     if not values:
         raise ConfigError("sparsity=() names no policy; give at least 'dense'.")
-    return tuple(SparsityConfig.coerce(item) for item in values)
+    policies = tuple(SparsityConfig.coerce(item) for item in values)
+    codecs = sorted({policy.codec for policy in policies if policy.codec is not None})
+    if len(codecs) > 1:
+        raise ConfigError(
+            f"sparsity names the codecs {' and '.join(codecs)}, but an engine stores all pages in one: give every "
+            "policy the same codec, or leave it out of all but one (presets that select or evict name none)."
+        )
+    codec = codecs[0] if codecs else "dense"
+    return tuple(dataclasses.replace(policy, codec=codec) for policy in policies)
 
 
 def selects_of(policies: tuple[SparsityConfig, ...]) -> tuple[Select, ...]:

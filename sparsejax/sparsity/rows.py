@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from sparsejax.sparsity.kinds import ALL, Select
-from sparsejax.sparsity.policy import SparsityConfig
+from sparsejax.sparsity.policy import ALL_PAGES, SparsityConfig
 
 
 @jax.tree_util.register_dataclass
@@ -21,6 +21,7 @@ class PolicyRows:
     budget, sinks, recents, growth, stride: pages, see `policy.PageCounts`.
     interval: decode steps.
     top_p: a share of attention probability.
+    recall_every, recall_floor: positions and a share of attention probability, see `SparsityConfig`.
     seed: of the random select.
     shared: 1 where all KV heads read one list, 0 elsewhere.
     roles: what each of the L layers does, see `policy.Role`.
@@ -34,6 +35,8 @@ class PolicyRows:
     stride: Int[Array, " B"]
     interval: Int[Array, " B"]
     top_p: Float[Array, " B"]
+    recall_every: Int[Array, " B"]
+    recall_floor: Float[Array, " B"]
     seed: Int[Array, " B"]
     shared: Int[Array, " B"]
     roles: Int[Array, "B L"]
@@ -52,6 +55,23 @@ class PolicyRows:
         """The same with one row replaced."""
         return PolicyRows(**{name: getattr(self, name).at[row].set(value) for name, value in values.items()})
 
+    def guarded(
+        self, rows: Int[Array, " R"], recall: Float[Array, "R L"], width: int
+    ) -> tuple[PolicyRows, Int[Array, "R 2"]]:
+        """The policies after rows captured `recall` of each layer's attention probability (-1: not measured).
+
+        A row whose mean lies under its floor gets twice its budget, or everything where lists of `width` pages do
+        not hold that. Returns also which rows got more, and which of them everything.
+        """
+        measured = recall >= 0
+        mean = jnp.where(measured, recall, 0).sum(-1) / jnp.maximum(measured.sum(-1), 1)
+        low = measured.any(-1) & (mean < self.recall_floor[rows])
+        wider = 2 * self.budget[rows]
+        everything = low & (wider > width)
+        budget = jnp.where(everything, ALL_PAGES, jnp.where(low, wider, self.budget[rows]))
+        more = jnp.stack([low, everything], -1).astype(jnp.int32)
+        return replace(self, budget=self.budget.at[rows].set(budget)), more
+
 
 def pack_policy(
     config: SparsityConfig, num_prompt: int, page_size: int, selects: tuple[Select, ...], num_layers: int
@@ -66,9 +86,11 @@ def pack_policy(
         growth=pages.growth,
         stride=pages.stride,
         interval=config.interval,
+        recall_every=config.recall_every,
         seed=config.seed % 2**31,
         shared=config.shared,
         roles=config.layer_roles(num_layers),
     )
     packed = {name: np.array(value, np.int32) for name, value in row.items()}
-    return {**packed, "top_p": np.array(config.top_p, np.float32)}
+    shares = dict(top_p=config.top_p, recall_floor=config.recall_floor)
+    return {**packed, **{name: np.array(value, np.float32) for name, value in shares.items()}}

@@ -10,8 +10,9 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 import pallas_kernels
-from sparsejax.cache.layout import DenseLayout, Pools
+from sparsejax.cache.layout import CodedLayout, DenseLayout, Pools
 from sparsejax.cache.paged import StepBatch
+from sparsejax.cache.views import CodedPages, DensePages
 from sparsejax.sparsity.choice import choose
 from sparsejax.sparsity.kinds import ALL, Select
 from sparsejax.sparsity.lists import Lists
@@ -20,11 +21,18 @@ from sparsejax.sparsity.select import Query
 
 
 class Handed(NamedTuple):
-    """What a layer hands on to the next one within a step: the rows' lists, and the tiles (a page of one KV head
-    of one layer) that they hold and have read so far."""
+    """What a layer hands on to the next one within a step: the rows' lists, the tiles (a page of one KV head of one
+    layer) that they hold and have read so far, and the share of each layer's attention probability that they
+    captured (mean over heads; -1: not measured)."""
 
     lists: Lists
     tiles: Int[Array, "B 2"]
+    recall: Float[Array, "B L"]
+
+    @classmethod
+    def first(cls, lists: Lists, num_layers: int) -> Handed:
+        rows = len(lists.counts)
+        return cls(lists, jnp.zeros((rows, 2), jnp.int32), jnp.full((rows, num_layers), -1.0))
 
 
 @dataclass(frozen=True)
@@ -38,6 +46,7 @@ class Selector:
         width: pages of the longest list.
         heads: lists of a row: one per KV head, or 1 where every declared policy shares its lists.
         keeps: whether lists serve more than one step.
+        samples: whether recall is measured.
     """
 
     selects: tuple[Select, ...]
@@ -46,6 +55,7 @@ class Selector:
     width: int
     heads: int
     keeps: bool
+    samples: bool
 
     @classmethod
     def of(
@@ -63,6 +73,7 @@ class Selector:
             min(longest, max(policy.page_counts(max_model_len, page_size).budget for policy in selecting)),
             1 if all(policy.shared for policy in selecting) else num_kv_heads,
             any(policy.interval > 1 for policy in selecting),
+            any(policy.recall_every for policy in selecting),
         )
 
     def lacks(self, policy: SparsityConfig, num_prompt: int) -> str | None:
@@ -74,11 +85,13 @@ class Selector:
             return f"one list for all KV heads, not one for each as {policy.kind.name!r} without filter_layers needs"
         if policy.interval > 1 and not self.keeps:
             return f"selections of one step only, not interval={policy.interval}"
+        if policy.recall_every and not self.samples:
+            return f"selections whose recall nobody measures, not recall_every={policy.recall_every}"
         if min(budget, self.longest) > self.width:
             return f"budgets of up to {self.width} pages of {self.page_size} tokens, not {budget} pages"
         return None
 
-    def initial_bounds(self, layout: DenseLayout) -> Float[Array, "N K X"] | None:
+    def initial_bounds(self, layout: DenseLayout | CodedLayout) -> Float[Array, "N K X"] | None:
         """Empty key bounds of one layer, if a declared select reads them. Pages not sealed yet must be finite."""
         if not any(kind.bounds for kind in self.selects):
             return None
@@ -106,14 +119,16 @@ class Selector:
     def seal_pages(
         self, bounds: Float[Array, "N K X"] | None, pools: Pools, page_ids: Int[Array, " S"]
     ) -> Array | None:
-        """Takes in the bounds of full pages; page 0 fills the list."""
-        return None if bounds is None else pallas_kernels.page_bounds(bounds, pools[0], page_ids)
+        """Takes in the bounds of full pages, which come first in the list; page 0 fills it. Most steps fill none."""
+        if bounds is None:
+            return None
+        return pallas_kernels.page_bounds(bounds, pools[0], page_ids, count=(page_ids > 0).sum(dtype=jnp.int32))
 
     def read(
         self,
         layer: int,
         q: Float[Array, "B H D"],
-        pools: Pools,
+        pages: DensePages | CodedPages,
         bounds: Float[Array, "N K X"] | None,
         batch: StepBatch,
         kept: Lists | None,
@@ -129,7 +144,7 @@ class Selector:
         page_ids, counts = batch.decode.page_list(self.page_size)
         listed = counts[:, 0]
         if handed is None:
-            handed = Handed(Lists.empty(len(listed), self.heads, self.width), jnp.zeros((len(listed), 2), jnp.int32))
+            handed = Handed.first(Lists.empty(len(listed), self.heads, self.width), policy.roles.shape[1])
         role, fits = policy.roles[:, layer], listed <= policy.budget
         owns = ((role == Role.SELECT) | (role == Role.SELECT_READ_ALL)) & ~fits
         due, lists = owns, handed.lists
@@ -140,29 +155,43 @@ class Selector:
         reads_all = fits | (role == Role.READ_ALL) | (due & (role == Role.SELECT_READ_ALL))
 
         def attention(page_ids: Array, counts: Array, **more: Any) -> Any:
-            return pallas_kernels.paged_decode_attention(q, *pools, page_ids, counts, lengths, **more, **options)
+            return pages.attention(q, page_ids, counts, lengths, **more, **options)
 
-        query = Query(q, *pools, bounds, page_ids, counts, lengths, options)
+        query = Query(
+            q, pages.k_pages, pages.v_pages, bounds, page_ids, counts, lengths, options, scales=pages.scales
+        )
         scans = [due & (policy.kind == place) for place, kind in enumerate(self.selects) if kind.reads_all]
+        if self.samples:
+            every = policy.recall_every
+            scans.append(~reads_all & (every > 0) & ((lengths - 1) % jnp.maximum(every, 1) == 0))
         whole = attention(page_ids, _of(sum(scans, reads_all), counts), return_lse=bool(scans))
         if scans:
             whole, lse = whole
             query = query._replace(lse=lse)
 
-        def some() -> tuple[Array, Lists]:
+        def some() -> tuple[Array, Lists, Array | None]:
             def anew() -> Lists:
                 return choose(query, policy, due, self.selects, self.heads, self.width).where(due, lists)
 
             chosen = lax.cond(due.any(), anew, lambda: lists)
-            part = attention(chosen.physical(page_ids), _of(~reads_all, chosen.counts), logical_ids=chosen.ids)
-            return jnp.where(reads_all[:, None, None], whole, part), chosen
+            where = chosen.physical(page_ids), _of(~reads_all, chosen.counts)
+            part = attention(*where, logical_ids=chosen.ids, return_lse=self.samples)
+            captured = None
+            if self.samples:
+                part, part_lse = part
+                captured = jnp.where(scans[-1], jnp.minimum(jnp.exp(part_lse - lse), 1).mean(-1), -1)
+            return jnp.where(reads_all[:, None, None], whole, part), chosen, captured
 
-        out, lists = lax.cond((due | ~reads_all).any(), some, lambda: (whole, lists))
+        def none() -> tuple[Array, Lists, Array | None]:
+            return whole, lists, jnp.full(len(listed), -1.0) if self.samples else None
+
+        out, lists, captured = lax.cond((due | ~reads_all).any(), some, none)
         if kept is not None:
             kept = kept.with_rows(batch.rows, lists.where(owns, mine))
-        heads = pools[0].shape[1]
+        heads = pages.k_pages.shape[1]
         read = jnp.where(reads_all, heads * listed, heads // self.heads * lists.counts.sum(-1))
-        return out, kept, Handed(lists, handed.tiles + jnp.stack([heads * listed, read], -1))
+        recall = handed.recall if captured is None else handed.recall.at[:, layer].set(captured)
+        return out, kept, Handed(lists, handed.tiles + jnp.stack([heads * listed, read], -1), recall)
 
 
 def _of(rows: Array, counts: Array) -> Array:

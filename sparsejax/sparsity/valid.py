@@ -10,6 +10,7 @@ from sparsejax.sparsity.kinds import ALL, SELECTS
 if TYPE_CHECKING:
     from sparsejax.sparsity.policy import SparsityConfig
 
+CODECS = ("dense", "int8", "fp8", "int4")
 ESTIMATING = ", ".join(repr(name) for name, select in SELECTS.items() if select.units != "rank")
 
 
@@ -47,6 +48,12 @@ def layers(value: Any) -> tuple[int, ...] | str | None:
     return given
 
 
+def codec(value: Any) -> None:
+    """Requires a known way to store pages, or None."""
+    if value is not None and value not in CODECS:
+        raise ConfigError(f"codec={value!r} is not one of {', '.join(map(repr, CODECS))}.")
+
+
 def refusals(config: SparsityConfig) -> list[str]:
     """Why parameters do not go together, one reason each; empty where they do."""
     kind, reasons = config.kind, []
@@ -54,13 +61,22 @@ def refusals(config: SparsityConfig) -> list[str]:
     cheap = ranks and kind.function is None
     if kind is ALL and config.dense_layers:
         reasons.append(f"dense_layers={config.dense_layers}: select={name} reads all in every layer; leave it at 0.")
+    if kind is ALL and config.recall_every:
+        reasons.append(f"recall_every={config.recall_every}: select={name} reads all; leave it out.")
+    if config.recall_floor and not config.recall_every:
+        reasons.append(f"recall_floor={config.recall_floor}: recall is not measured; give recall_every.")
+    if config.keep.method != "all" and config.codec not in (None, "dense"):
+        reasons.append(
+            f"keep={config.keep.name!r} does not go with codec={config.codec!r}: eviction moves single tokens between "
+            "pages, and sealed pages have no tokens in the model's dtype to move. Leave one of them out."
+        )
     if config.dense_layers and config.filter_layers is not None:
         reasons.append(
             f"dense_layers={config.dense_layers}: layers before the first filter layer read everything; leave it at 0 "
             f"and let filter_layers begin where they end."
         )
     if config.stride is not None and kind is not SELECTS["strided"]:
-        reasons.append(f"stride={config.stride}: only select='strided' reads every n-th page; leave it out for {name}.")
+        reasons.append(f"stride={config.stride}: only select='strided' reads every n-th page; leave it out.")
     if config.top_p < 1 and ranks:
         reasons.append(
             f"top_p={config.top_p}: select={name} estimates no attention probability that could reach it; leave top_p "

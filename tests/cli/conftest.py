@@ -25,6 +25,8 @@ class WordTokenizer:
 class EchoEngine:
     """Answers every prompt with its own text; remembers what it was asked."""
 
+    max_model_len = 1024
+
     def __init__(self) -> None:
         self.tokenizer: Any = WordTokenizer()
         self.waiting: list[RequestOutput] = []
@@ -47,7 +49,10 @@ class EchoEngine:
         return [{"prompt": text, "prompt_token_ids": [ord(c) for c in text]} for text in texts]
 
     def text_of(self, prompt: Any) -> str:
-        return prompt if isinstance(prompt, str) else "".join(chr(i) for i in prompt["prompt_token_ids"])
+        if isinstance(prompt, str):
+            return prompt
+        ids = prompt["prompt_token_ids"]
+        return " ".join(ids) if isinstance(ids[0], str) else "".join(chr(i) for i in ids)
 
     def output(self, index: int, prompt: Any, text: str) -> RequestOutput:
         ids = [ord(c) for c in text]
@@ -63,7 +68,7 @@ class EchoEngine:
         return bool(self.waiting)
 
     def step(self) -> list[RequestOutput]:
-        return [self.waiting.pop()]
+        return [self.waiting.pop()] if self.waiting else []
 
     def generate(self, prompts: list[Any], params: SamplingParams, use_tqdm: bool = True) -> list[RequestOutput]:
         self.asked += [(self.text_of(prompt), params) for prompt in prompts]
@@ -90,6 +95,8 @@ class EchoEngine:
         asked = len(self.asked)
         return {
             "kv_live_bytes": 2**10 * len(self.waiting),
+            "compile_seconds": 0.0,
+            "decode_queries": asked,
             "decode_held_bytes": 4 * asked,
             "decode_read_bytes": asked,
         }

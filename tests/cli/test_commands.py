@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from sparsejax.cli import main
+from sparsejax.cli import main, story
 from sparsejax.cli.main import COMMANDS
+from sparsejax.sparsity.policy import PRESETS
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -162,13 +163,23 @@ def test_interrupted_command_returns_130(engine, capsys):
     assert engine.closed
 
 
-def test_demo_prints_rates_memory_and_next_steps(engine, capsys):
+def test_demo_prints_rates_memory_policies_and_next_steps(engine, capsys):
     assert main(["demo"]) == 0
     text = capsys.readouterr().out
     for part in ("of 8 answers are right", "tokens/s", "at most: 7.0 KiB", "4.0 MiB", "What to try next"):
         assert part in text
-    assert text.count("25% read") == 3
-    assert len(engine.asked) == 2 * 8 + 1 + 3 * 8
+    assert "A document of 768 tokens" in text and "read by a step" in text
+    told = [policy.label for group in story.policies().values() for policy in group]
+    for label in told:
+        assert re.search(rf"^  {label} +0 of 4: \[", text, re.M)
+    assert {label.split()[0] for label in told} == set(PRESETS)
+    assert len(engine.asked) == 2 * 8 + 1 + len(told) * (4 + 1)
+
+
+def test_demo_under_one_policy_tells_no_story(engine, capsys):
+    assert main(["demo", "--sparsity", "quest"]) == 0
+    assert "every line a fact" not in capsys.readouterr().out
+    assert len(engine.asked) == 2 * 8 + 1
 
 
 def test_demo_needs_a_tokenizer(engine, capsys):

@@ -137,8 +137,15 @@ def check_pages(core: EngineCore) -> None:
     assert allocator.num_live == int((readers > 0).sum())
 
 
-def make_core(num_pages: int = 40, max_num_seqs: int = 5, budget: int = 16, page_size: int = 4, steps: int = 1):
-    limits = Limits(max_num_seqs, budget, budget - max_num_seqs, page_size, steps)
+def make_core(
+    num_pages: int = 40,
+    max_num_seqs: int = 5,
+    budget: int = 16,
+    page_size: int = 4,
+    steps: int = 1,
+    share_whole_pages: bool = False,
+):
+    limits = Limits(max_num_seqs, budget, budget - max_num_seqs, page_size, steps, share_whole_pages)
     allocator = PageAllocator(num_pages)
     return EngineCore(
         FakeRunner(limits, allocator),

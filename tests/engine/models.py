@@ -22,9 +22,9 @@ EOS = 7
 
 @functools.cache
 def tiny_model(
-    window: int | None = None, positions: int = 512, vocab_size: int = VOCAB, eos: int = EOS
+    window: int | None = None, positions: int = 512, vocab_size: int = VOCAB, eos: int = EOS, kv_heads: int = 2
 ) -> LoadedModel:
-    """Two layers, GQA, float32; weights wide enough that no two logits tie."""
+    """Two layers, GQA (MHA with 4 `kv_heads`), float32; weights wide enough that no two logits tie."""
     config = DecoderConfig(
         family="llama",
         vocab_size=vocab_size,
@@ -32,7 +32,7 @@ def tiny_model(
         intermediate_size=96,
         num_layers=2,
         num_heads=4,
-        num_kv_heads=2,
+        num_kv_heads=kv_heads,
         head_dim=16,
         max_position_embeddings=positions,
         eos_token_ids=(eos,),

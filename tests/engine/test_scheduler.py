@@ -108,11 +108,12 @@ TestTraffic.settings = settings(max_examples=60, stateful_step_count=40, deadlin
 
 
 @pytest.mark.parametrize(
-    "operations,num_pages,budget,steps", [(10_000, 30, 6, 1), (2000, 30, 16, 4), (2000, 200, 64, 2)]
+    "operations,num_pages,budget,steps,whole",
+    [(10_000, 30, 6, 1, False), (2000, 30, 16, 4, False), (2000, 200, 64, 2, False), (2000, 30, 16, 4, True)],
 )
-def test_thousands_of_random_operations_conserve_pages(operations, num_pages, budget, steps):
+def test_thousands_of_random_operations_conserve_pages(operations, num_pages, budget, steps, whole):
     rng = random.Random(num_pages + budget)
-    traffic = Traffic(num_pages=num_pages, budget=budget, steps=steps)
+    traffic = Traffic(num_pages=num_pages, budget=budget, steps=steps, share_whole_pages=whole)
     for _ in range(operations):
         action = rng.random()
         if action < 0.12 and len(traffic.core.request_ids()) < 12:
@@ -163,6 +164,23 @@ def test_samples_share_the_prompts_pages():
         core.step()
         most = max(most, core.scheduler.allocator.num_live)
     assert most <= 10 + 4 + 1
+
+
+def test_samples_that_share_whole_pages_only_copy_none():
+    core = make_core(num_pages=60, share_whole_pages=True)
+    prompt, copies, most = [3] * 42, [], 0  # ten full pages and two tokens
+    dispatch, core.runner.dispatch = core.runner.dispatch, lambda plan, *rest: (
+        copies.extend(plan.copies),
+        dispatch(plan, *rest),
+    )[1]
+    core.add("r", Prompt(None, prompt), SamplingParams(n=4, max_tokens=3, temperature=1.0, ignore_eos=True))
+    while core.has_unfinished:
+        for output in core.step():
+            last = output
+        most = max(most, core.scheduler.allocator.num_live)
+    assert [choice.token_ids for choice in last.outputs] == [expected(prompt, 3)] * 4
+    assert not copies
+    assert most <= 10 + 4 * 2
 
 
 def test_a_request_larger_than_the_pool_is_refused_with_the_figures():

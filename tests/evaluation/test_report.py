@@ -25,7 +25,7 @@ def cell(case: str, right: int, count: int = 20) -> CellResult:
 
 def result(policy: Policy, held: int, **right: int) -> PolicyResult:
     cells = tuple(cell(case, count) for case, count in right.items())
-    return PolicyResult(policy, cells, (KvBytes(512, held, 512_000, held / 2),))
+    return PolicyResult(policy, cells, (KvBytes(512, held, 512_000, held / 2, 0.004),))
 
 
 @pytest.fixture
@@ -70,7 +70,9 @@ def test_json_is_complete_and_plain(found: Evaluation) -> None:
     assert quarter["cells"][0]["difference"] == -0.25 and dense["cells"][0]["difference"] is None
     assert dense["cells"][1]["outcomes"] == "1" * 19 + "0"
     assert dense["cells"][1]["wrong"] == [{"expected": "yes", "reply": "no"}]
-    assert half["kv"] == [{"length": 512, "held_bytes": 256_000, "peak_bytes": 512_000, "read_bytes": 128_000}]
+    (kv,) = half["kv"]
+    assert kv.pop("timing") == {"step_seconds": 0.004}
+    assert kv == {"length": 512, "held_bytes": 256_000, "peak_bytes": 512_000, "read_bytes": 128_000}
     assert other["worst"] == ["kv", 512, 0.05] and stored["cliffs"]["other"] is None
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from sparsejax.errors import ConfigError
 from sparsejax.evaluation.suite import CASES, CORE, DEFAULT, QUICK, Suite, _request, make_cell
-from sparsejax.evaluation.tasks import Ask, Turn
+from sparsejax.evaluation.tasks import PROTOCOLS, Ask, Turn
 from tests.evaluation.tokenizers import tokenizer
 
 
@@ -70,8 +70,9 @@ def test_a_bytes_tokenizer_works_too() -> None:
 
 
 def test_suites_are_checked() -> None:
-    assert set(CORE) < set(DEFAULT.cases) <= set(CASES) and set(QUICK.cases) < set(CASES)
-    assert DEFAULT.within(1024).lengths == (512, 1024)
+    assert set(CORE) | set(DEFAULT.cases) < set(CASES) and set(QUICK.cases) < set(DEFAULT.cases)
+    assert {CASES[case].protocol for case in DEFAULT.cases} == set(PROTOCOLS)
+    assert Suite(lengths=(512, 1024, 2048)).within(1024).lengths == (512, 1024)
     assert DEFAULT.within(300).lengths == (300,)
     with pytest.raises(ConfigError, match="known are"):
         Suite(cases=("nothing",))

@@ -9,6 +9,7 @@ import pytest
 from pallas_kernels import page_bounds
 
 from .cases import DTYPES, Spec
+from .coded import CODE_DTYPES, CodedSpec, build_coded
 from .conformance import Conformance
 
 # `lengths` holds the number of listed pages.
@@ -82,3 +83,14 @@ class PageBoundsConformance(Conformance):
         assert (low <= live.min(2)).all() and (high >= live.max(2)).all()
         np.testing.assert_allclose(low, live.min(2), rtol=2**-7)
         np.testing.assert_allclose(high, live.max(2), rtol=2**-7)
+
+    @pytest.mark.parametrize("codec", CODE_DTYPES)
+    def test_bounds_of_coded_pages_are_those_of_the_decoded_keys(self, codec: str):
+        _, coded = build_coded(CodedSpec("bounds", (128, 64), codec=codec, page_size=32))
+        pages, kv_heads, _, head_dim = coded.keys.shape
+        listed = np.flatnonzero(np.isfinite(coded.scales).all((1, 2))).astype(np.int32)
+        bounds = np.zeros((pages, kv_heads, 2 * head_dim), np.float32)
+        got = self.run(page_bounds, bounds, coded.k_codes, listed, scales=coded.scales)
+        wanted = np.concatenate([coded.keys.min(2), coded.keys.max(2)], axis=-1)[listed]
+        assert len(listed) == 6
+        np.testing.assert_allclose(got[listed], wanted, rtol=1e-6, atol=1e-6)

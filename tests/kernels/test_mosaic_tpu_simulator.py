@@ -12,14 +12,16 @@ import numpy as np
 import pytest
 
 from pallas_kernels import (
+    attention_mass,
     page_scores,
     paged_decode_attention,
     paged_prefill_attention,
     quantized_decode_attention,
 )
-from pallas_kernels.mosaic_tpu import attention, work
+from pallas_kernels.attention_mass import mosaic_tpu
+from pallas_kernels.mosaic_tpu import attention, mass, stream, work
 
-from . import oracle
+from . import oracle, sparse_oracle
 from .cases import Spec, build
 from .coded import CodedSpec, encode
 from .tpu_conformance import in_tpu_layout
@@ -60,7 +62,7 @@ def judge(spec: Spec, mode: str) -> str | None:
 
 @pytest.fixture(autouse=True)
 def short_chunks(monkeypatch):
-    monkeypatch.setattr(attention, "IDS", IDS)
+    monkeypatch.setattr(stream, "IDS", IDS)
 
 
 @pytest.mark.parametrize("mode", DMA_MODES)
@@ -84,15 +86,49 @@ def test_page_scores_are_right_and_free_of_races(mode: str):
     assert not race
 
 
+def judge_mass(mode: str) -> str | None:
+    """What is wrong with the kernel of attention mass: "race", "numbers" or None."""
+    case = build(Spec("simulated mass", (130, 0, 40), (20, 0, 3), heads=2, head_dim=128, head_lists=True, gaps=True))
+    keys = case.k_pages.astype(np.float64)
+    lse = oracle.prefill(case)[1].astype(np.float32)
+    lists = (case.page_ids, case.counts, case.lengths)
+    arrays = (case.q, case.k_pages, *lists, lse, case.query_starts)
+    got, race = simulate(mode, attention_mass, *arrays, logical_ids=case.logical_ids, per_token=True)
+    if race:
+        return "race"
+    right = np.allclose(got, sparse_oracle.mass(case, keys, lse, "sum", True), 2e-5, 2e-5)
+    return None if right else "numbers"
+
+
+@pytest.mark.parametrize("mode", DMA_MODES)
+def test_attention_mass_is_right_and_free_of_races(mode: str):
+    assert judge_mass(mode) is None
+
+
+def test_mass_that_another_list_was_given_is_noticed(monkeypatch):
+    """What lies in VMEM is of the list before: the simulator shows NaN where nothing was."""
+    source = inspect.getsource(mass)
+    right = "o_ref[...] = jnp.zeros(o_ref.shape, jnp.float32)"
+    assert source.count(right) == 1
+    mutant = types.ModuleType("mutant")
+    monkeypatch.setitem(sys.modules, "mutant", mutant)
+    exec(compile(source.replace(right, "pass"), "mutant", "exec"), mutant.__dict__)
+    monkeypatch.setattr(mosaic_tpu, "mass", mutant.mass)
+    assert judge_mass("eager") == "numbers"
+
+
+# Where it is: what is right, and what a bug makes of it.
 BUGS = {
-    "a page is not waited for": ("copy.wait()", "pass"),
-    "ids are not waited for": ("chunk_copy(r, chunk, slot).wait()", "pass"),
-    "the buffer in use is filled": ("fetch_after(me, block, 1 - buffer)", "fetch_after(me, block, buffer)"),
-    "a wrong page": ("ids[slot, 0, at + j], buffer", "ids[slot, 0, at], buffer"),
-    "a mask one token short": ("seen = place <= query", "seen = place < query"),
-    "a mask one token long": ("seen = place <= query", "seen = place <= query + 1"),
-    "dead values are not zeroed": ("v = jnp.where(alive[None], v, 0)", "pass"),
-}
+    "a page is not waited for": (stream, "copy.wait()", "pass"),
+    "ids are not waited for": (stream, "self.chunk_copy(r, chunk, slot).wait()", "pass"),
+    "the buffer in use is filled": (
+        stream, "self.fetch_after(me, block, 1 - buffer)", "self.fetch_after(me, block, buffer)",
+    ),
+    "a wrong page": (stream, "self.ids[slot, 0, at + j], buffer", "self.ids[slot, 0, at], buffer"),
+    "a mask one token short": (stream, "seen = place <= query", "seen = place < query"),
+    "a mask one token long": (stream, "seen = place <= query", "seen = place <= query + 1"),
+    "dead values are not zeroed": (attention, "v = jnp.where(alive[None], v, 0)", "pass"),
+}  # fmt: skip
 QUICK = ("a page is not waited for", "a wrong page", "a mask one token short")
 
 
@@ -100,12 +136,15 @@ QUICK = ("a page is not waited for", "a wrong page", "a mask one token short")
     "bug", [pytest.param(bug, marks=() if bug in QUICK else pytest.mark.slow) for bug in BUGS]
 )
 def test_a_seeded_bug_is_noticed(monkeypatch, bug: str):
-    right, wrong = BUGS[bug]
-    source = inspect.getsource(attention)
+    where, right, wrong = BUGS[bug]
+    source = inspect.getsource(where)
     assert source.count(right) == 1
     mutant = types.ModuleType("mutant")
     monkeypatch.setitem(sys.modules, "mutant", mutant)
     exec(compile(source.replace(right, wrong), "mutant", "exec"), mutant.__dict__)
-    mutant.IDS = IDS
-    monkeypatch.setattr(work, "attend_lists", mutant.attend_lists)
+    if where is stream:
+        mutant.IDS = IDS
+        monkeypatch.setattr(attention, "Stream", mutant.Stream)
+    else:
+        monkeypatch.setattr(work, "attend_lists", mutant.attend_lists)
     assert any(judge(SIDE_BY_SIDE, mode) is not None for mode in DMA_MODES)

@@ -11,7 +11,8 @@ import tune
 
 from pallas_kernels import tuning
 from pallas_kernels.mosaic_gpu import target
-from pallas_kernels.mosaic_gpu.decode import Config, Shape, shared_bytes
+from pallas_kernels.mosaic_gpu.decode import Shape
+from pallas_kernels.mosaic_gpu.split import Config
 from pallas_kernels.mosaic_gpu.target import SHARED_BYTES
 
 ENTRY = {
@@ -23,6 +24,7 @@ ENTRY = {
     "tokens": 32768,
     "config": {"tile": 32, "stages": 3, "splits": 5, "least": 2},
 }
+SHAPE = Shape(rows=32, kv_heads=8, parts=1, lists=1, width=1024, page=32, head_dim=128)
 
 
 @pytest.fixture
@@ -43,14 +45,13 @@ def test_a_near_entry_is_found_and_a_far_one_is_not(folder):
 
 
 def test_the_kernel_takes_what_was_measured_on_its_device(folder):
-    shape = Shape(rows=32, kv_heads=8, parts=1, lists=1, width=1024, page=32, head_dim=128)
     dtype = jnp.dtype(jnp.bfloat16)
     with target.described("NVIDIA H200"):
-        assert Config.measured("paged_decode_attention", dtype, shape) == Config(**ENTRY["config"])
+        assert Config.measured("paged_decode_attention", dtype, SHAPE) == Config(**ENTRY["config"])
     with target.described("NVIDIA H100"):
-        assert Config.measured("paged_decode_attention", dtype, shape) is None
+        assert Config.measured("paged_decode_attention", dtype, SHAPE) is None
     with target.simulated():
-        assert Config.measured("paged_decode_attention", dtype, shape) is None
+        assert Config.measured("paged_decode_attention", dtype, SHAPE) is None
 
 
 @pytest.mark.parametrize("op", ("paged_decode_attention", "quantized_decode_attention"))
@@ -64,7 +65,7 @@ def test_candidates_begin_with_the_heuristic_and_fit(op):
     first, *others = tune.candidates_of(op, arguments)
     assert first == tune.candidates_of(op, arguments)[0] and len(others) > 5 and first not in others
     if op.startswith("paged"):
-        assert all(shared_bytes(c, 16, 128, 2) <= SHARED_BYTES for c in others)
+        assert all(SHAPE.shared_bytes(c, 2) <= SHARED_BYTES for c in others)
 
 
 def test_the_fastest_that_works_is_chosen():

@@ -7,6 +7,7 @@ from .page_bounds_conformance import PageBoundsConformance
 from .page_codec_conformance import OpenPagesConformance, QuantizePagesConformance
 from .page_scores_conformance import PageScoresConformance
 from .quantized_decode_attention_conformance import QuantizedDecodeAttentionConformance
+from .quantized_prefill_attention_conformance import QuantizedPrefillAttentionConformance
 from .select_pages_conformance import SelectPagesConformance
 from .window_scores_conformance import WindowScoresConformance
 
@@ -32,6 +33,10 @@ class TestReferenceWindowScores(WindowScoresConformance):
 
 
 class TestReferenceQuantizedDecodeAttention(QuantizedDecodeAttentionConformance):
+    backend = "reference"
+
+
+class TestReferenceQuantizedPrefillAttention(QuantizedPrefillAttentionConformance):
     backend = "reference"
 
 
@@ -64,6 +69,10 @@ class TestXlaWindowScores(WindowScoresConformance):
 
 
 class TestXlaQuantizedDecodeAttention(QuantizedDecodeAttentionConformance):
+    backend = "xla"
+
+
+class TestXlaQuantizedPrefillAttention(QuantizedPrefillAttentionConformance):
     backend = "xla"
 
 

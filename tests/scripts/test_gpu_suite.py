@@ -60,6 +60,7 @@ def test_the_small_suite_runs_with_jax_flax_and_numpy_alone(tmp_path):
     status = {record["case"]: record["status"] for record in result["cases"]}
     assert {stage: "ok" for stage in status if stage.startswith(("numerics", "decode_step"))}.items() <= status.items()
     assert status["attention/decode tiny: ours"] == "ok" == status["attention/decode tiny: XLA gather"]
+    assert status["attention/page_scores 2 x 128: ours"] == "ok" == status["attention/window_scores 2 x 128: XLA"]
     assert status["attention/decode tiny: cuDNN, contiguous"] == "unavailable"
     assert "| attention/decode tiny: ours |" in done.stdout
 

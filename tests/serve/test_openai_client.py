@@ -28,7 +28,10 @@ TOOLS = [
 ]
 SCHEMA = {
     "type": "object",
-    "properties": {"name": {"type": "string", "maxLength": 8}, "age": {"type": "integer", "minimum": 0, "maximum": 150}},
+    "properties": {
+        "name": {"type": "string", "maxLength": 8},
+        "age": {"type": "integer", "minimum": 0, "maximum": 150},
+    },
     "required": ["name", "age"],
     "additionalProperties": False,
 }
@@ -73,7 +76,8 @@ def test_echo_scores_a_prompt(client):
     """What evaluation harnesses send: a prompt as token ids, echoed, its log-probabilities, nothing new."""
     ids = client.post("../tokenize", body={"prompt": " box: 204; lamp"}, cast_to=dict)["tokens"]
     for wanted in (0, 1):
-        answer = client.completions.create(model=MODEL, prompt=ids, max_tokens=wanted, echo=True, logprobs=1, temperature=0)
+        ask = dict(model=MODEL, max_tokens=wanted, temperature=0)
+        answer = client.completions.create(**ask, prompt=ids, echo=True, logprobs=1)
         logprobs = answer.choices[0].logprobs
         assert len(logprobs.tokens) == len(ids) + wanted == len(logprobs.text_offset)
         assert logprobs.token_logprobs[0] is None and logprobs.top_logprobs[0] is None
@@ -107,8 +111,8 @@ def test_chat_logprobs(client):
     content = client.chat.completions.create(**ask).choices[0].logprobs.content
     assert len(content) == 12
     for token in content:
-        assert [top.logprob for top in token.top_logprobs] == sorted((t.logprob for t in token.top_logprobs), reverse=True)
-        assert token.logprob == token.top_logprobs[0].logprob
+        best = [top.logprob for top in token.top_logprobs]
+        assert best == sorted(best, reverse=True) and token.logprob == best[0]
     streamed = [
         token
         for chunk in client.chat.completions.create(**ask, stream=True)
@@ -151,7 +155,8 @@ def check(call) -> None:
 
 def test_a_tool_that_the_model_chooses(client):
     """The answer is steered into the form that models are trained on; the parser finds the call in it."""
-    written = 'Hi! <tool_call>\\n\\{"name": "weather", "arguments": \\{"city": "Oslo", "days": [1-9]\\}\\}\\n</tool_call>'
+    call = '\\{"name": "weather", "arguments": \\{"city": "Oslo", "days": [1-9]\\}\\}'
+    written = f"Hi! <tool_call>\\n{call}\\n</tool_call>"
     ask = dict(model=MODEL, messages=TALK, tools=TOOLS, max_tokens=200, extra_body={"guided_regex": written})
     choice = client.chat.completions.create(**ask).choices[0]
     assert (choice.finish_reason, choice.message.content) == ("tool_calls", "Hi! ")
@@ -169,7 +174,8 @@ def test_a_conversation_with_calls_and_results_is_read(client):
     call = {"id": "call_1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Oslo"}'}}
     talk = [*TALK, {"role": "assistant", "content": None, "tool_calls": [call]}]
     talk += [{"role": "tool", "tool_call_id": "call_1", "content": "rain"}]
-    assert client.chat.completions.create(model=MODEL, messages=talk, max_tokens=4).choices[0].message.role == "assistant"
+    answer = client.chat.completions.create(model=MODEL, messages=talk, max_tokens=4)
+    assert answer.choices[0].message.role == "assistant"
 
 
 def test_response_formats(client):
@@ -186,7 +192,8 @@ def test_response_formats(client):
 
 
 def test_responses(client):
-    ask = dict(model=MODEL, input="What is the value of box?", instructions="Be brief.", max_output_tokens=10, temperature=0)
+    ask = dict(model=MODEL, instructions="Be brief.", max_output_tokens=10, temperature=0)
+    ask["input"] = "What is the value of box?"
     whole = client.responses.create(**ask)
     assert (whole.status, whole.incomplete_details.reason) == ("incomplete", "max_output_tokens")
     assert whole.usage.output_tokens == 10
@@ -195,10 +202,12 @@ def test_responses(client):
     assert events[0].type == "response.created" and events[-1].response.output_text == whole.output_text
     assert [event.sequence_number for event in events] == list(range(len(events)))
     form = {"format": {"type": "json_schema", "name": "person", "schema": SCHEMA}}
-    assert set(json.loads(client.responses.create(model=MODEL, input="x", text=form, max_output_tokens=200).output_text))
+    person = client.responses.create(model=MODEL, input="x", text=form, max_output_tokens=200).output_text
+    assert set(json.loads(person)) == {"name", "age"}
     tools = [{"type": "function", **TOOLS[0]["function"]}]
-    called = client.responses.create(model=MODEL, input="x", tools=tools, tool_choice="required", max_output_tokens=300)
-    assert called.output[0].type == "function_call" and called.output[0].name == "weather"
+    one = dict(tools=tools, tool_choice="required", parallel_tool_calls=False, max_output_tokens=300)
+    called = client.responses.create(model=MODEL, input="x", **one)
+    assert [item.type for item in called.output] == ["function_call"] and called.output[0].name == "weather"
     talk = [{"role": "user", "content": "x"}, called.output[0].model_dump()]
     talk += [{"type": "function_call_output", "call_id": called.output[0].call_id, "output": "rain"}]
     assert client.responses.create(model=MODEL, input=talk, max_output_tokens=4).status == "incomplete"

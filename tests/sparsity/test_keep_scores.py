@@ -82,8 +82,8 @@ class Cut:
         new[: -(-kept // P)] = self.new[: -(-kept // P)]
         table = np.full(20, 23, np.int32)
         table[: len(self.page_ids)] = self.page_ids
-        numbers = (jnp.int32(n) for n in (self.length, kept, self.length))
-        kv = jax.jit(self.evictor.evict)(self.kv, self.rows, jnp.int32(ROW), jnp.asarray(table), *numbers, jnp.asarray(new))
+        row, *numbers = (jnp.int32(n) for n in (ROW, self.length, kept, self.length))
+        kv = jax.jit(self.evictor.evict)(self.kv, self.rows, row, jnp.asarray(table), *numbers, jnp.asarray(new))
         left = []
         for k_pool, v_pool in kv.pools:
             if v_pool is None:

@@ -97,6 +97,19 @@ def test_chunks_and_pages_do_not_change_tokens(alone, settings):
             assert tokens(other.generate(PROMPTS, asking(name))) == alone[name], name
 
 
+@pytest.mark.parametrize("count", [1, 5])
+@pytest.mark.parametrize("name", KEEPS)
+def test_what_follows_the_compressed_part_of_a_prompt_is_read_as_decoding_would(engine, alone, name, count):
+    """A continuation given with the prompt is answered as if it had been generated: no eviction saw it."""
+    head, answer = PROMPTS[3], alone[name][3][0]
+    prompt = {"prompt_token_ids": head + answer[:count], "compress_at": len(head)}
+    rest = dataclasses.replace(asking(name), max_tokens=len(answer) - count)
+    assert tokens(engine.generate(prompt, rest)) == [[answer[count:]]]
+    del prompt["compress_at"]
+    if name not in ("rkv", "streaming"):  # those cut again as they go, wherever prompts end
+        assert tokens(engine.generate(prompt, rest)) != [[answer[count:]]]
+
+
 def test_preempted_equals_uninterrupted(engine, alone):
     growing = random_prompts(7, (9,) * 7)
     wanted = tokens(engine.generate(growing, asking("rkv", budget=30)))

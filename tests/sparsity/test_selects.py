@@ -4,23 +4,42 @@ from __future__ import annotations
 
 import dataclasses
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from sparsejax import SamplingParams
 from sparsejax.errors import ConfigError, RequestError
-from sparsejax.sparsity.policy import PRESETS, SparsityConfig
+from sparsejax.sparsity.kinds import Select
+from sparsejax.sparsity.policy import SparsityConfig
 from tests.engine.in_place import assert_in_place
 from tests.engine.models import random_prompts, tiny_engine
 
 PROMPTS = random_prompts(5, (3, 150, 40, 230, 90))
 GREEDY = SamplingParams(temperature=0.0, max_tokens=16, ignore_eos=True, logprobs=0)
-SPARSE = [name for name in PRESETS if name != "dense"]
 
 
-def asking(name: str, **parameters) -> SamplingParams:
-    parameters = {"budget": 64, "sink": 16, "recent": 16, **parameters}
-    return dataclasses.replace(GREEDY, sparsity=None if name == "dense" else {"preset": name, **parameters})
+def longest_key(query, policy):
+    """A user's own score: the largest absolute bound of a page."""
+    return jnp.abs(query.bounds).max(-1)[query.page_ids[:, 0]].swapaxes(1, 2)
+
+
+OWN = SparsityConfig(select=Select.scored(longest_key, bounds=True))
+POLICIES = {
+    **{name: SparsityConfig.preset(name) for name in ("dense", "window", "random", "oracle", "quest")},
+    "strided": SparsityConfig(select="strided", stride=2),
+    "quest, top_p": SparsityConfig(select="quest", top_p=0.3),
+    "quest, interval": SparsityConfig(select="quest", interval=3),
+    "quest, dense layer": SparsityConfig(select="quest", dense_layers=1),
+    "omnikv": SparsityConfig(select="omnikv", filter_layers=(0,)),
+    "turbo": SparsityConfig(select="quest", filter_layers=(0,), interval=4),
+    "own": OWN,
+}
+
+
+def asking(name: str, budget: int = 64) -> SamplingParams:
+    policy = dataclasses.replace(POLICIES[name], budget=budget, sink=16, recent=16)
+    return dataclasses.replace(GREEDY, sparsity=policy)
 
 
 def tokens(outputs):
@@ -29,8 +48,19 @@ def tokens(outputs):
 
 @pytest.fixture(scope="module")
 def engine():
-    with tiny_engine(sparsity=("dense", *SPARSE), warmup="full") as engine:
+    settings = dict(max_num_seqs=4, max_num_batched_tokens=32, num_decode_steps=2)
+    with tiny_engine(sparsity=tuple(POLICIES.values()), warmup="full", **settings) as engine:
         yield engine
+
+
+@pytest.fixture(scope="module")
+def alone(engine):
+    """Tokens of every prompt under every policy, one at a time."""
+    return {
+        (name, place): tokens(engine.generate(prompt, asking(name)))[0]
+        for name in POLICIES
+        for place, prompt in enumerate(PROMPTS)
+    }
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +69,7 @@ def dense():
         yield engine.generate(PROMPTS, GREEDY)
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", POLICIES)
 def test_a_budget_that_covers_the_sequence_is_dense(engine, dense, name):
     for ours, theirs in zip(engine.generate(PROMPTS, asking(name, budget=512)), dense, strict=True):
         (ours,), (theirs,) = ours.outputs, theirs.outputs
@@ -51,16 +81,34 @@ def test_a_budget_that_covers_the_sequence_is_dense(engine, dense, name):
         np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
-def test_every_policy_gives_in_a_mixed_batch_what_it_gives_alone(engine):
-    requests = [(prompt, asking(name)) for name in PRESETS for prompt in PROMPTS]
-    alone = [tokens(engine.generate(prompt, params))[0] for prompt, params in requests]
-    before = engine.stats()["compiles"]
-    together = tokens(engine.generate([prompt for prompt, _ in requests], [params for _, params in requests]))
-    assert together == alone
+def test_every_policy_gives_in_any_batch_what_it_gives_alone(engine, alone):
+    rng, before = np.random.default_rng(0), engine.stats()["compiles"]
+    for _ in range(12):
+        mix = [(list(POLICIES)[rng.integers(len(POLICIES))], rng.integers(len(PROMPTS))) for _ in range(9)]
+        params = [asking(name) for name, _ in mix]
+        together = tokens(engine.generate([PROMPTS[place] for _, place in mix], params))
+        assert together == [alone[key] for key in mix]
     assert engine.stats()["compiles"] == before
-    long = PROMPTS.index(max(PROMPTS, key=len))
-    answers = [tuple(together[i * len(PROMPTS) + long]) for i in range(len(PRESETS))]
-    assert len(set(answers)) > 2, "policies must differ where the budget does not cover the sequence"
+    longest = PROMPTS.index(max(PROMPTS, key=len))
+    answers = {tuple(alone[name, longest]) for name in POLICIES}
+    assert len(answers) > len(POLICIES) // 2, "policies must differ where the budget does not cover the sequence"
+
+
+def test_bounds_of_full_pages_are_those_of_their_keys():
+    with tiny_engine(sparsity="quest", max_num_batched_tokens=24) as engine:
+        for index, prompt in enumerate(PROMPTS):
+            engine.add_request(f"r{index}", prompt, dataclasses.replace(GREEDY, max_tokens=40))
+        for _ in range(35):
+            engine.step()
+        kv, checked = engine.core.runner.state.kv, 0
+        for sequence in engine.core.scheduler.running:
+            pages = np.array(sequence.pages[: (sequence.num_computed - 1) // 16])
+            checked += len(pages)
+            for (keys, _), bounds in zip(kv.pools, kv.bounds, strict=True):
+                low, high = np.split(np.asarray(bounds)[pages], 2, axis=-1)
+                np.testing.assert_array_equal(low, np.asarray(keys)[pages].min(2))
+                np.testing.assert_array_equal(high, np.asarray(keys)[pages].max(2))
+        assert checked > 20
 
 
 def test_pools_and_bounds_are_updated_in_place(engine):
@@ -68,9 +116,9 @@ def test_pools_and_bounds_are_updated_in_place(engine):
 
 
 @pytest.mark.parametrize("name", ["random", "quest"])
-def test_an_engine_whose_default_is_sparse(engine, name):
+def test_an_engine_whose_default_is_sparse(alone, name):
     with tiny_engine(sparsity={"preset": name, "budget": 64, "sink": 16, "recent": 16}) as other:
-        wanted = tokens(engine.generate(PROMPTS, asking(name)))
+        wanted = [alone[name, place] for place in range(len(PROMPTS))]
         assert tokens(other.generate(PROMPTS, GREEDY)) == wanted
         memory = other.memory()
         assert bool(memory["page_bounds"]) == (name == "quest")
@@ -84,12 +132,28 @@ def test_bytes_read_are_the_budget(engine):
         after = engine.stats()
         return [after[key] - before[key] for key in ("decode_read_bytes", "decode_held_bytes")]
 
-    read_dense, held_dense = read(GREEDY)
+    read_dense, held_dense = read(asking("dense"))
     assert read_dense == held_dense > 0
     read_sparse, held_sparse = read(asking("quest"))
     assert held_sparse == held_dense
     decode_steps = GREEDY.max_tokens - 1
-    assert read_sparse == decode_steps * 4 * engine.stats()["kv_page_bytes"]
+    budget = decode_steps * 4 * engine.stats()["kv_page_bytes"]
+    assert read_sparse == budget
+    assert read(asking("quest, dense layer"))[0] == (budget + held_dense) // 2
+    assert read(asking("omnikv"))[0] == (budget + held_dense) // 2
+
+
+def test_a_row_under_its_recall_floor_reads_everything_in_the_end():
+    asked = SparsityConfig(select="quest", budget=32, sink=16, recent=1, recall_every=1, recall_floor=1.0)
+    params = dataclasses.replace(GREEDY, sparsity=asked)
+    with tiny_engine(sparsity=dataclasses.replace(asked, budget=128)) as engine:
+        engine.generate(PROMPTS[3], params)
+        stats = engine.stats()
+        assert (stats["budgets_widened"], stats["budgets_dropped"]) == (3, 1)  # 2 pages to 4, 8 and everything
+        assert all(0 < stats[f"recall_layer_{layer}"] < 1 for layer in range(2))
+        held = [-(-(231 + step) // 16) for step in range(GREEDY.max_tokens - 1)]
+        read = [2, 4, 8, *held[3:]]
+        assert stats["decode_read_bytes"] == sum(read) * stats["kv_page_bytes"]
 
 
 def test_undeclared_and_unknown_policies_are_refused():

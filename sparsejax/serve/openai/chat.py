@@ -100,7 +100,7 @@ class Chat:
         tokenizer = call.service.engine.engine.tokenizer
         template = chat_template or getattr(tokenizer, "chat_template", None)
         format_ = format_for(call.options.tool_call_parser, template if isinstance(template, str) else None)
-        self.plan = ToolPlan(body.tools, body.tool_choice, format_)
+        self.plan = ToolPlan(body.tools, body.tool_choice, format_, body.parallel_tool_calls is not False)
         self.use_tools = body.tool_choice != "none"
         if body.top_logprobs is not None and not body.logprobs:
             raise ApiError(400, "top_logprobs is only allowed with logprobs=true.", param="top_logprobs")

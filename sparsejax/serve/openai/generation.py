@@ -110,7 +110,7 @@ class Call:
             SparseJaxError: as for `Service.submit`.
         """
         most = self.service.limits.max_requests
-        if len(prompts) * params.n > most:
+        if len(prompts) > 1 and len(prompts) * params.n > most:
             raise RequestError(
                 f"{len(prompts)} prompts with n={params.n} are {len(prompts) * params.n} samples; this server takes "
                 f"at most {most} at once. Send several requests.",

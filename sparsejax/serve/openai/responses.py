@@ -57,6 +57,7 @@ class ResponsesRequest(SamplingFields):
     text: TextOptions | None = None
     tools: list[FlatTool] | None = None
     tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
     previous_response_id: str | None = None
 
 
@@ -92,6 +93,7 @@ def as_chat(body: ResponsesRequest) -> ChatRequest:
         messages=messages + [_message(place, item) for place, item in enumerate(items)],
         tools=[_tool(tool) for tool in body.tools or ()] or None,
         tool_choice=_choice(body.tool_choice),
+        parallel_tool_calls=body.parallel_tool_calls,
         max_completion_tokens=body.max_output_tokens,
     )
 
@@ -223,7 +225,7 @@ class Answer:
             "max_output_tokens": body.max_output_tokens,
             "model": self.call.model,
             "output": items,
-            "parallel_tool_calls": True,
+            "parallel_tool_calls": body.parallel_tool_calls is not False,
             "previous_response_id": None,
             "store": False,
             "temperature": self.chat.params.temperature,

@@ -56,7 +56,7 @@ class ToolParser:
     def __init__(self, format_: Format, is_tool: Callable[[str], bool]):
         self._format, self._is_tool = format_, is_tool
         self._held = ""
-        self._any_text = False
+        self._any_text = self._after_call = False
 
     def feed(self, text: str) -> tuple[str, list[FoundCall]]:
         """Adds text; returns what is certain by now."""
@@ -87,22 +87,28 @@ class ToolParser:
         while (at := self._held.find(start)) >= 0:
             stop = self._held.find(end, at)
             if stop < 0 and not last:
-                texts.append(self._held[:at])
+                texts.append(self._visible(self._held[:at]))
                 self._held = self._held[at:]
                 break
             after = len(self._held) if stop < 0 else stop + len(end)
             inside = self._held[at + len(start) : after if stop < 0 else stop]
             found = self._read_calls(inside)
             calls += found
-            texts.append(self._held[:at] if found else self._held[:after])
+            texts.append(self._visible(self._held[:at] if found else self._held[:after]))
+            self._after_call = self._after_call or bool(found)
             self._held = self._held[after:]
-            if found:
-                self._held = self._held.lstrip("\n")
         else:
             keep = 0 if last else _overlap(self._held, start)
-            texts.append(self._held[: len(self._held) - keep])
+            texts.append(self._visible(self._held[: len(self._held) - keep]))
             self._held = self._held[len(self._held) - keep :]
         return "".join(texts), calls
+
+    def _visible(self, text: str) -> str:
+        """`text` without the line breaks that only set calls apart."""
+        if self._after_call:
+            text = text.lstrip("\n")
+            self._after_call = not text
+        return text
 
     def _read_calls(self, text: str) -> list[FoundCall]:
         """The calls written in `text`, several of them with semicolons between; none if any is not a call."""

@@ -12,6 +12,7 @@ from sparsejax.serve.openai.messages import Tool
 from sparsejax.serve.openai.tool_parsers import Format, FoundCall, ToolParser, as_call
 
 ANY_OBJECT = {"type": "object"}
+MOST_CALLS = 16
 
 
 class NamedFunction(Body):
@@ -31,10 +32,12 @@ class ToolPlan:
 
     Attributes:
         forced: name of the function whose arguments the whole answer is, or None.
-        required: the answer is a JSON list of calls.
+        required: the answer is a JSON list of calls, at most `most`.
     """
 
-    def __init__(self, tools: list[Tool] | None, choice: ToolChoice | None, format_: Format | None):
+    def __init__(
+        self, tools: list[Tool] | None, choice: ToolChoice | None, format_: Format | None, parallel: bool = True
+    ):
         self.tools = {tool.function.name: tool.function for tool in tools or ()}
         if choice is None:
             choice = "auto" if self.tools else "none"
@@ -44,6 +47,7 @@ class ToolPlan:
         if self.forced is not None and self.forced not in self.tools:
             raise ApiError(400, f"tool_choice names {self.forced!r}, which is no tool here.", param="tool_choice")
         self.required = choice == "required"
+        self.most = MOST_CALLS if parallel else 1
         self.format = format_ if choice == "auto" else None
 
     def rule(self, other: dict[str, Any] | None) -> dict[str, Any] | None:
@@ -70,7 +74,7 @@ class ToolPlan:
             }
             for place, tool in enumerate(self.tools.values())
         ]
-        return {"json": {"type": "array", "items": {"anyOf": calls}, "minItems": 1, "maxItems": 16}}
+        return {"json": {"type": "array", "items": {"anyOf": calls}, "minItems": 1, "maxItems": self.most}}
 
     def reader(self) -> Reader:
         return Reader(self)

@@ -1,0 +1,137 @@
+"""What the HTTP server costs: the same requests offline, over HTTP, and streamed over HTTP.
+
+One engine object for the offline runs and one behind the server, both of the model inside the package, in one
+process; the clients are a process of their own on the same cores. The three ways take turns. CPU time is that of the
+process with the engines and the server, so it can be compared on a machine that others use too; tokens/s cannot.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import random
+import statistics
+import subprocess
+import sys
+import threading
+import time
+
+NEW_TOKENS = 96
+WAYS = ("offline", "http", "streamed")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--requests", type=int, default=64, help="requests of a run (default: 64)")
+    parser.add_argument("--clients", type=int, default=32, help="connections at once (default: 32)")
+    parser.add_argument("--repeat", type=int, default=5, help="runs of each way (default: 5)")
+    parser.add_argument("--max-num-seqs", type=int, default=16, help="rows of the engine (default: 16)")
+
+
+def bodies(count: int) -> list[dict]:
+    """Greedy requests of 30 to 200 prompt tokens that all generate the same number of tokens."""
+    rng = random.Random(0)
+    words = ["box", "lamp", "apple", "door", "stone"]
+
+    def prompt() -> str:
+        return "".join(f" {rng.choice(words)}: {rng.randint(100, 999)};" for _ in range(rng.randint(7, 45)))
+
+    fixed = {"max_tokens": NEW_TOKENS, "temperature": 0, "ignore_eos": True}
+    return [{"prompt": prompt(), **fixed} for _ in range(count)]
+
+
+def run(args: argparse.Namespace) -> int:
+    from sparsejax import Engine, EngineConfig, SamplingParams
+    from sparsejax.serve.openai.options import HttpOptions
+    from sparsejax.serve.openai.server import listen, make_server
+    from sparsejax.serve.service import Service
+
+    config = EngineConfig(max_num_seqs=args.max_num_seqs, max_model_len=1024, warmup="lazy")
+    requests = bodies(args.requests)
+    params = [SamplingParams(**{k: v for k, v in body.items() if k != "prompt"}) for body in requests]
+    service, options = Service(config), HttpOptions(port=0)
+    sock = listen(options)
+    server = make_server(service, options)
+
+    async def serve() -> None:
+        service.start()
+        await server.serve([sock])
+        await service.stop()
+
+    thread = threading.Thread(target=lambda: asyncio.run(serve()))
+    thread.start()
+    asyncio.run(service.loaded())
+    port = sock.getsockname()[1]
+    client = [sys.executable, __file__, str(port), str(args.clients)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with Engine(config=config) as engine, subprocess.Popen(client, **pipes) as other:
+
+        def offline() -> float:
+            start = time.perf_counter()
+            engine.generate([body["prompt"] for body in requests], params, use_tqdm=False)
+            return time.perf_counter() - start
+
+        def over_http(stream: bool) -> float:
+            print(json.dumps([{**body, "stream": stream} for body in requests]), file=other.stdin, flush=True)
+            return float(other.stdout.readline())
+
+        ways = {"offline": offline, "http": lambda: over_http(False), "streamed": lambda: over_http(True)}
+        seconds: dict[str, list[float]] = {way: [] for way in WAYS}
+        cpu: dict[str, list[float]] = {way: [] for way in WAYS}
+        for turn in range(args.repeat + 1):
+            for way in WAYS:
+                before = time.process_time()
+                taken = ways[way]()
+                if turn:  # the first one warms connections and caches
+                    seconds[way].append(taken)
+                    cpu[way].append(time.process_time() - before)
+        other.stdin.close()
+    server.should_exit = True
+    thread.join()
+    tokens = args.requests * NEW_TOKENS
+    for way in WAYS:
+        rates = [tokens / taken for taken in seconds[way]]
+        report = {
+            "way": way,
+            "tokens_per_second": round(statistics.median(rates), 1),
+            "runs": [round(rate, 1) for rate in rates],
+            "cpu_ms_per_token": round(1000 * statistics.median(cpu[way]) / tokens, 4),
+            "cpu_runs": [round(1000 * used / tokens, 4) for used in cpu[way]],
+        }
+        print(json.dumps(report), flush=True)
+    return 0
+
+
+async def ask(port: int, waiting: list[bytes]) -> None:
+    """One connection that sends what waits, one request after the other, and reads the answers to their ends."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 24)
+    while waiting:
+        body = waiting.pop()
+        writer.write(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        head = await reader.readuntil(b"\r\n\r\n")
+        if not head.startswith(b"HTTP/1.1 200"):
+            raise SystemExit(head.decode())
+        if b"chunked" in head:
+            await reader.readuntil(b"\r\n0\r\n\r\n")
+        else:
+            size = next(int(line[15:]) for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:"))
+            await reader.readexactly(size)
+    writer.close()
+
+
+def main() -> None:
+    """The clients' process: a line of requests in, the seconds that they took out."""
+    port, clients = int(sys.argv[1]), int(sys.argv[2])
+
+    async def all_of(waiting: list[bytes]) -> None:
+        await asyncio.gather(*(ask(port, waiting) for _ in range(clients)))
+
+    for line in sys.stdin:
+        waiting = [json.dumps(body).encode() for body in json.loads(line)]
+        start = time.perf_counter()
+        asyncio.run(all_of(waiting))
+        print(time.perf_counter() - start, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+"""The paged KV state of a model whose sealed pages are stored in codes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+import pallas_kernels
+from sparsejax.cache.codecs.quantized import Codes
+from sparsejax.cache.layout import Pools
+from sparsejax.cache.paged import PagedKV, StepBatch
+from sparsejax.cache.segments import Segments
+from sparsejax.cache.views import CodedPages
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class CodedKV(PagedKV):
+    """`PagedKV` over a `CodedLayout`: `pools` holds the codes and the open pages of each layer.
+
+    A query at position t reads its own page in the model's dtype and every earlier page in codes, also inside
+    its own chunk. So what it sees depends on its position only, and results do not depend on chunks, neighbours
+    or preemption.
+    """
+
+    def planned(self, batch: StepBatch) -> StepBatch:
+        """`batch` with its chunks cut at page borders."""
+        if batch.prefill is None:
+            return batch
+        chunk = slice(batch.decode.lengths.shape[0], None)
+        starts, size = batch.prefill.query_starts, self.group.layout.page_size
+        return replace(batch, segments=Segments.of(batch.page_ids[chunk], batch.offsets[chunk], starts, size))
+
+    def parts(self) -> dict[str, Any]:
+        sealed, opened = zip(*self.pools, strict=True)
+        return super().parts() | {"kv_pages": sealed, "open_pages": opened}
+
+    def attend(
+        self,
+        layer: int,
+        q: Float[Array, "T H D"],
+        k: Float[Array, "T K D"],
+        v: Float[Array, "T K D"],
+        batch: StepBatch,
+        rotate: Callable[[Array], Array],
+    ) -> tuple[Float[Array, "T H D"], CodedKV]:
+        """Writes the step's rotated keys and values, seals the pages that they fill, then reads each row's pages."""
+        layout = self.group.layout
+        q, k = rotate(q), rotate(k)
+        (codes, opened), bounds = self.pools[layer], self.bounds[layer]
+        count = batch.decode.lengths.shape[0]
+        own = jnp.where(batch.decode.lengths > 0, batch.rows + 1, 0)
+        opened = layout.open.write(opened, k[:count], v[:count], own, batch.offsets[:count], self.implementation)
+        # A pool that is read before its last write would be copied: all writes come first.
+        scratch, cut, filled = None, batch.segments, []
+        if batch.prefill is not None:
+            scratch = self._chunk_pages(opened, k[count:], v[count:], batch)
+            opened = layout.open.take(opened, scratch, cut.last, _open_pages(batch))
+            full = cut.lengths == layout.page_size
+            filled.append((scratch, *_first(full, cut.scratch_pages, cut.pages)))
+        full = batch.offsets[:count] == layout.page_size - 1
+        filled.append((opened, *_first(full, own, batch.page_ids[:count])))
+        for raw, sources, targets, number in filled:
+            codes = layout.sealed.seal(codes, raw, sources, targets, number, self.implementation)
+        if bounds is not None:
+            for _, _, targets, number in filled:
+                bounds = layout.sealed.bounds(bounds, codes, targets, number, self.implementation)
+        view = CodedPages(*layout.sealed.view(codes), *opened, own)
+        out, kept, handed = self._decode(layer, q[:count], view, bounds, batch)
+        if scratch is not None:
+            out = jnp.concatenate([out, self._prefill(layer, q[count:], codes, scratch, batch)])
+        return out, self._with_layer(layer, (codes, opened), bounds, kept, self.observed[layer], handed)
+
+    def _chunk_pages(self, opened: Pools, k: Array, v: Array, batch: StepBatch) -> Pools:
+        """A scratch pool with the page of each segment: the row's open page first, then the chunk's tokens."""
+        cut, layout = batch.segments, self.group.layout.open
+        layout = layout.with_pages(len(cut.lengths) + 1)
+        scratch = layout.take(layout.zeros(), opened, _open_pages(batch), cut.first)
+        offsets = batch.offsets[-len(cut.scratch) :]
+        return layout.write(scratch, k, v, cut.scratch, offsets, self.implementation)
+
+    def _prefill(
+        self, layer: int, q: Float[Array, "T H D"], codes: Codes, scratch: Pools, batch: StepBatch
+    ) -> Float[Array, "T H D"]:
+        """The chunks: sealed pages in codes, each token's own page out of the scratch pool."""
+        rows, options = batch.prefill, self._options(layer)
+        lists = (*rows.page_list(self.group.layout.page_size), rows.lengths, rows.query_starts)
+        sealed = self.group.layout.sealed.prefill_attention(q, codes, *lists, **options)
+        lists = batch.segments.page_lists()
+        own = pallas_kernels.paged_prefill_attention(q, *scratch, *lists, return_lse=True, **options)
+        return pallas_kernels.merge_partials(sealed, own)[0]
+
+
+def _first(full: Array, sources: Int[Array, " S"], targets: Int[Array, " S"]) -> tuple[Array, Array, Array]:
+    """Sources and targets with those of full pages first, and how many these are."""
+    order = jnp.argsort(~full)
+    return sources[order], targets[order], full.sum(dtype=jnp.int32)
+
+
+def _open_pages(batch: StepBatch) -> Int[Array, " R"]:
+    """The open page of each row that has a chunk, the dump page for others."""
+    return jnp.where(batch.prefill.lengths > 0, batch.chunk_rows + 1, 0)

@@ -1,0 +1,117 @@
+"""What surrounds every call: its id, tokens, statuses for errors, the log line."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import logging
+import time
+import uuid
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import grpc
+from google.protobuf.message import DecodeError
+
+from sparsejax.errors import RequestError, SparseJaxError
+from sparsejax.serve.grpc.errors import RpcStatus, as_status
+from sparsejax.serve.service import Service, Status
+
+log = logging.getLogger("sparsejax.access")
+OPEN = "/grpc.health.v1.Health/"
+FOREIGN = ("/grpc.reflection.", OPEN)
+"""Methods with statuses of their own, which are served as they are."""
+
+
+class Access(grpc.aio.ServerInterceptor):
+    """Wraps every method.
+
+    Messages are read here and not by gRPC, so that one that cannot be read is an INVALID_ARGUMENT.
+    """
+
+    def __init__(self, service: Service, tokens: tuple[str, ...]):
+        self._service, self._tokens = service, [token.encode() for token in tokens]
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler | None]],
+        details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler | None:
+        method, metadata = details.method, dict(details.invocation_metadata or ())
+        if not method.startswith(OPEN) and not self._knows(metadata.get("authorization", "")):
+            return grpc.unary_unary_rpc_method_handler(_refuse)
+        handler = await continuation(details)
+        if handler is None or method.startswith(FOREIGN):
+            return handler
+        behaviour = handler.unary_stream if handler.response_streaming else handler.unary_unary
+        make = (
+            grpc.unary_stream_rpc_method_handler
+            if handler.response_streaming
+            else grpc.unary_unary_rpc_method_handler
+        )
+
+        async def call(raw: bytes, context: grpc.aio.ServicerContext) -> Any:
+            return await self._answer(method, behaviour, handler.request_deserializer, raw, context)
+
+        return make(call, None, handler.response_serializer)
+
+    def _knows(self, authorization: str | bytes) -> bool:
+        if not self._tokens:
+            return True
+        given = authorization.encode() if isinstance(authorization, str) else authorization
+        scheme, _, token = given.partition(b" ")
+        # Every token is compared, so that the time taken tells nothing.
+        found = [one for one in self._tokens if hmac.compare_digest(one, token.strip())]
+        return bool(found) and scheme.lower() == b"bearer"
+
+    async def _answer(
+        self,
+        method: str,
+        behaviour: Callable[[Any, grpc.aio.ServicerContext], Awaitable[Any]],
+        read: Callable[[bytes], Any],
+        raw: bytes,
+        context: grpc.aio.ServicerContext,
+    ) -> Any:
+        given = dict(context.invocation_metadata() or ()).get("x-request-id", "")
+        request_id = given if isinstance(given, str) and 0 < len(given) <= 128 else uuid.uuid4().hex
+        start, outcome = time.monotonic(), "OK"
+        try:
+            await context.send_initial_metadata((("x-request-id", request_id),))
+            return await behaviour(_decoded(read, raw), context)
+        except asyncio.CancelledError:
+            outcome = "CANCELLED"  # by the client, or its deadline has passed
+            raise
+        except NotImplementedError:
+            outcome = "UNIMPLEMENTED"
+            await context.abort(grpc.StatusCode.UNIMPLEMENTED, f"{method} is not offered here.")
+        except SparseJaxError as error:
+            status = self._status(error)
+            outcome = status.code.name
+            await context.abort(status.code, status.details, status.metadata)
+        except Exception:
+            outcome = "INTERNAL"
+            log.exception("bug", extra={"fields": {"request_id": request_id, "method": method}})
+            await context.abort(grpc.StatusCode.INTERNAL, "an internal error; the server's log says more.")
+        finally:
+            fields = {"request_id": request_id, "method": method, "status": outcome}
+            fields["ms"] = round(1000 * (time.monotonic() - start), 1)
+            log.info("request", extra={"fields": fields})
+
+    def _status(self, error: SparseJaxError) -> RpcStatus:
+        status = as_status(error)
+        gone = self._service.status in (Status.STOPPED, Status.FAILED)
+        if status.code is grpc.StatusCode.INTERNAL and gone:
+            return RpcStatus(grpc.StatusCode.UNAVAILABLE, status.details)
+        return status
+
+
+def _decoded(read: Callable[[bytes], Any], raw: bytes) -> Any:
+    try:
+        return read(raw)
+    except DecodeError as error:
+        raise RequestError(f"the message of {len(raw)} bytes cannot be read: {error}.") from error
+
+
+async def _refuse(request: Any, context: grpc.aio.ServicerContext) -> None:
+    message = "the token is missing or wrong: send metadata 'authorization: Bearer TOKEN'."
+    await context.abort(grpc.StatusCode.UNAUTHENTICATED, message)

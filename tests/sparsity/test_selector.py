@@ -1,0 +1,161 @@
+"""What a layer reads: lists that serve several steps and other layers, rows that fit, refusals of an engine."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import pallas_kernels
+from sparsejax.cache.paged import Rows, StepBatch
+from sparsejax.cache.views import DensePages
+from sparsejax.sparsity.lists import Lists
+from sparsejax.sparsity.policy import ALL_PAGES, Role, SparsityConfig
+from sparsejax.sparsity.rows import PolicyRows, pack_policy
+from sparsejax.sparsity.selector import Selector
+from tests.sparsity import select_oracle
+
+HEADS, KV_HEADS, DIM, SIZE, PAGES, LAYERS = 4, 2, 8, 4, 12, 3
+OPTIONS = dict(window=None, soft_cap=None, implementation=None)
+KEYS = jnp.asarray(np.random.default_rng(3).standard_normal((PAGES + 1, KV_HEADS, SIZE, DIM)).astype(np.float32))
+IDS = jnp.arange(1, PAGES + 1, dtype=jnp.int32)[None]
+
+
+class Layers:
+    """One row under one policy, layer after layer and step after step."""
+
+    def __init__(self, **parameters):
+        config = SparsityConfig(select="quest", sink=4, recent=5, **parameters)
+        self.selector = Selector.of((config,), SIZE, KV_HEADS, PAGES * SIZE)
+        row = pack_policy(config, PAGES * SIZE, SIZE, self.selector.selects, LAYERS)
+        self.policy = PolicyRows(**{name: jnp.asarray(value[None]) for name, value in row.items()})
+        self.kept = [self.selector.initial_lists(1) for _ in range(LAYERS)]
+        every = jnp.arange(PAGES + 1, dtype=jnp.int32)
+        self.bounds = jax.jit(pallas_kernels.page_bounds)(jnp.zeros((PAGES + 1, KV_HEADS, 2 * DIM)), KEYS, every)
+
+    @functools.partial(jax.jit, static_argnums=(0, 1))
+    def _read(self, layer, q, length, kept, handed):
+        nothing = jnp.zeros(1, jnp.int32)
+        batch = StepBatch(*[nothing] * 4, Rows(IDS, length), rows=nothing, policy=self.policy)
+        return self.selector.read(layer, q, DensePages(KEYS, KEYS), self.bounds, batch, kept, handed, OPTIONS)
+
+    def step(self, length: int, seed: int):
+        """Outputs and lists of every layer for random queries of a row of `length` tokens."""
+        rng, handed, seen = np.random.default_rng(seed), None, []
+        for layer in range(LAYERS):
+            q = 3 * rng.standard_normal((1, HEADS, DIM)).astype(np.float32)
+            length_ = np.asarray([length], np.int32)
+            out, self.kept[layer], handed = self._read(layer, q, length_, self.kept[layer], handed)
+            lists = [handed.lists.ids[0, h, : handed.lists.counts[0, h]].tolist() for h in range(self.selector.heads)]
+            seen.append((q, np.asarray(out[0]), lists))
+        self.recall = np.asarray(handed.recall[0])
+        return seen, np.asarray(handed.tiles[0])
+
+
+def attention(q, pages, length) -> np.ndarray:
+    """Attention of q [H, D] over the tokens of one list of pages per KV head."""
+    groups, out = q.reshape(KV_HEADS, -1, DIM).astype(np.float64), []
+    for head, mine in enumerate(pages):
+        slots = (np.asarray(mine)[:, None] * SIZE + np.arange(SIZE)).ravel()
+        values = np.asarray(KEYS[1:, head]).reshape(-1, DIM)[slots[slots < length]].astype(np.float64)
+        weights = np.exp(groups[head] @ values.T / np.sqrt(DIM))
+        out.append(weights / weights.sum(1, keepdims=True) @ values)
+    return np.concatenate(out)
+
+
+@pytest.mark.parametrize("parameters", [{}, {"interval": 3}, {"filter_layers": (0, 2)}, {"dense_layers": 1}])
+def test_a_layer_attends_to_the_lists_it_says(parameters):
+    layers = Layers(budget=20, **parameters)
+    for length in range(37, 44):
+        seen, tiles = layers.step(length, length)
+        count, read = -(-length // SIZE), 0
+        for layer, (q, out, lists) in enumerate(seen):
+            dense = layer < parameters.get("dense_layers", 0)
+            pages = [range(count)] * KV_HEADS if dense else lists * (KV_HEADS // len(lists))
+            np.testing.assert_allclose(out, attention(q[0], pages, length), atol=1e-5)
+            read += sum(map(len, pages))
+            if not dense:
+                assert all(len(mine) <= 5 and {0, count - 2, count - 1} <= {*mine} for mine in pages)
+        assert tiles.tolist() == [LAYERS * KV_HEADS * count, read]
+
+
+def test_layers_after_a_filter_layer_reuse_its_list():
+    seen, _ = Layers(budget=24, filter_layers=(0, 2)).step(41, 0)
+    first, second, third = (lists for _, _, lists in seen)
+    assert first == second != third and len(first) == 1
+    own, _ = Layers(budget=24).step(41, 0)
+    assert len({str(lists) for _, _, lists in own}) == LAYERS
+
+
+def test_a_selection_serves_its_interval_and_takes_in_new_pages():
+    layers, before = Layers(budget=28, interval=6), None
+    refreshed = []
+    for length in range(33, 46):
+        seen, _ = layers.step(length, length)
+        lists = seen[0][2]
+        if before is not None:
+            opened = [-(-length // SIZE) - 1] if (length - 1) % SIZE == 0 else []
+            if lists != [mine + opened for mine in before]:
+                refreshed.append(length - 1)
+        before = lists
+    assert refreshed == [36, 42]
+
+
+def test_a_row_that_fits_reads_everything_and_keeps_no_list():
+    layers = Layers(budget=44, interval=4)
+    seen, tiles = layers.step(44, 1)
+    for q, out, lists in seen:
+        np.testing.assert_allclose(out, attention(q[0], [range(11)] * KV_HEADS, 44), atol=1e-5)
+        assert lists == [[], []]
+    assert tiles[0] == tiles[1] and all(int(kept.counts.sum()) == 0 for kept in layers.kept)
+    seen, _ = layers.step(45, 2)
+    assert all(len(mine) == 10 for _, _, lists in seen for mine in lists)  # 11 pages less one for growth
+
+
+def test_lists_grow_by_the_pages_that_opened():
+    lists = Lists(jnp.asarray([[[0, 3, 5, 0, 0]], [[0, 0, 0, 0, 0]]]), jnp.asarray([[3], [0]]))
+    grown = lists.grown(jnp.asarray([8, 8]))
+    assert grown.counts.tolist() == [[5], [0]] and grown.ids[0, 0].tolist() == [0, 3, 5, 6, 7]
+
+
+def test_recall_is_the_probability_of_what_is_read():
+    layers = Layers(budget=24, recall_every=3)
+    for length in range(38, 44):
+        seen, _ = layers.step(length, length)
+        if (length - 1) % 3:
+            assert (layers.recall == -1).all()
+            continue
+        for (q, _, lists), recall in zip(seen, layers.recall, strict=True):
+            keys = np.asarray(KEYS[1:], np.float64)
+            mass = select_oracle.probabilities(q[0].astype(np.float64), keys, length).reshape(KV_HEADS, -1, PAGES)
+            captured = np.mean([mass[head][:, mine].sum(-1) for head, mine in enumerate(lists)])
+            np.testing.assert_allclose(recall, captured, atol=1e-5)
+            assert recall < 0.999
+
+
+def test_rows_that_capture_too_little_read_more_and_then_everything():
+    config = SparsityConfig(select="quest", budget=16, sink=4, recent=4, recall_every=1, recall_floor=0.8)
+    row = pack_policy(config, 48, SIZE, Selector.of((config,), SIZE, 2, 48).selects, 2)
+    policy = PolicyRows(**{name: jnp.asarray(np.stack([value] * 4)) for name, value in row.items()})
+    recall = jnp.asarray([[0.9, 0.5], [0.9, 0.8], [-1.0, -1.0], [-1.0, 0.1]])
+    rows = jnp.arange(4)
+    once, more = policy.guarded(rows, recall, 8)
+    assert once.budget.tolist() == [8, 4, 4, 8] and more.tolist() == [[1, 0], [0, 0], [0, 0], [1, 0]]
+    twice, more = once.guarded(rows, recall, 8)
+    assert twice.budget.tolist() == [ALL_PAGES, 4, 4, ALL_PAGES] and more.tolist() == [[1, 1], [0, 0], [0, 0], [1, 1]]
+
+
+def test_roles_of_layers():
+    def roles(**parameters):
+        return SparsityConfig(**parameters).layer_roles(4)
+
+    read, select, reuse, both = Role.READ_ALL, Role.SELECT, Role.REUSE, Role.SELECT_READ_ALL
+    assert roles() == (read,) * 4
+    assert roles(select="quest", dense_layers=2) == (read, read, select, select)
+    assert roles(select="quest", filter_layers=[1, 3]) == (read, select, reuse, select)
+    assert roles(select="omnikv", filter_layers=(0, 2)) == (both, reuse, both, reuse)
+    assert roles(select="omnikv", filter_layers="auto") == (both, both, both, reuse)
+    assert SparsityConfig.preset("turbo").layer_roles(32).index(select, 1) == 8
