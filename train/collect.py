@@ -30,7 +30,7 @@ from sparsejax.models.tokenizer import load_tokenizer
 from train.history import Recorder
 
 MANIFEST = "manifest.json"
-REPLY, REST = 1.0, 0.001  # weights of predicting a reply's tokens and all others of a task
+REPLY, REST = 1.0, 0.02  # weights of predicting a reply's tokens and all others of a task
 
 
 @dataclasses.dataclass(frozen=True)

@@ -56,7 +56,7 @@ class Settings:
     model_rate: float = 3e-4
     warmup: float = 0.05
     clip: float = 1.0
-    reconstruction: float = 10.0
+    reconstruction: float = 1.0
     sink: int = 4
     filter_codec: str = "int8"
     rounding: bool = True

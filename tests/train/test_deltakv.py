@@ -15,14 +15,17 @@ import pytest
 from pallas_kernels.deltakv import Grid
 from sparsejax.cache.codecs.compressor import Compressor, fingerprint, load_compressor, save_compressor
 from sparsejax.errors import ConfigError, ModelError
+from sparsejax.evaluation.suite import make_cell
 from sparsejax.models.decoder import Decoder
 from sparsejax.models.dense import DenseCausal
 from sparsejax.models.files import EMBEDDED
+from sparsejax.models.loader import load_model
 from sparsejax.models.tokenizer import load_tokenizer
 from tests.engine.models import tiny_model
+from train.answers import exact_answers
 from train.calibrate import coverage, filter_layers, refitted, top_tokens, widths
 from train.collect import Source, collect, load_layers
-from train.compressor import Settings, Trainer, pair_error
+from train.compressor import Settings, Trainer, pair_error, shapes
 from train.history import CompressedHistory
 
 GRID = Grid(8, 4, references=4)
@@ -124,6 +127,11 @@ def test_a_compressor_survives_its_file(model, trained: Trainer, tmp_path: Path)
     jax.tree.map(np.testing.assert_array_equal, found.layers, made.layers)
 
 
+def test_the_compressor_in_the_package_is_that_of_its_model():
+    model = load_model(EMBEDDED)
+    assert load_compressor(EMBEDDED, model.config, fingerprint(model.params)).sparse == (2, 3, 4, 5)
+
+
 @pytest.mark.parametrize("case", ("model", "size", "truncated", "nan", "missing", "shape", "grid", "absent"))
 def test_a_bad_compressor_is_refused(model, trained: Trainer, tmp_path: Path, case: str):
     base, config = fingerprint(model.params), model.config
@@ -134,7 +142,7 @@ def test_a_bad_compressor_is_refused(model, trained: Trainer, tmp_path: Path, ca
     facts = json.loads((tmp_path / "compressor.json").read_text())
     tensors = tmp_path / "compressor.safetensors"
     message = {
-        "model": "trained for another model: base_model .* the model has 0000",
+        "model": r"trained for another model: base_model \w+ \(the model has 0000",
         "size": "head_dim 32",
         "truncated": "is truncated",
         "nan": "layers.1.g holds 1 values that are not finite",
@@ -188,3 +196,16 @@ def test_filter_layers_cover_those_after_them():
     assert filter_layers(share, 9) == (0, 1, 2, 3, 4)
     with pytest.raises(ConfigError, match="layer 0 must always filter"):
         filter_layers(share, 2, always=(1,))
+
+
+def test_answers_read_raw_are_those_of_the_model():
+    """The embedded model answers its own documents; a compressor that keeps nothing loses them, unless read raw."""
+    whole, grid = load_model(EMBEDDED), Grid()
+    tokenizer = load_tokenizer(EMBEDDED)
+    cell = make_cell("niah_single_dense", 200, 2, 0, tokenizer)
+    shapes_ = shapes(256, 1, 1, 1)
+    layers = [{name: jnp.zeros(shape) for name, shape in shapes_.items()}] * whole.config.num_layers
+    answers = {v: exact_answers(whole, tokenizer, cell, layers, grid, v) for v in ("dense", "sealed")}
+    assert answers == {"dense": [True, True], "sealed": [False, False]}
+    with pytest.raises(ConfigError, match="visibility 'raw' is unknown"):
+        exact_answers(whole, tokenizer, cell, layers, grid, "raw")
