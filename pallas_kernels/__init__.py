@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from pallas_kernels.attention_mass.api import attention_mass
+from pallas_kernels.deltakv_decode_attention.api import deltakv_decode_attention
+from pallas_kernels.deltakv_encode.api import deltakv_encode
 from pallas_kernels.dispatch import Declined, NoImplementation, explain
 from pallas_kernels.kv_write.api import kv_write
 from pallas_kernels.open_pages.api import open_pages
@@ -24,6 +26,8 @@ __all__ = [
     "Selection",
     "Served",
     "attention_mass",
+    "deltakv_decode_attention",
+    "deltakv_encode",
     "explain",
     "kv_write",
     "merge_partials",

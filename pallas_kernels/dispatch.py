@@ -104,10 +104,16 @@ def explain_among(
     return None, reasons
 
 
+def holds_arrays(value: Any) -> bool:
+    """Whether an argument is an array, concrete or abstract, or a tree of them."""
+    leaves = jax.tree.leaves(value)
+    return bool(leaves) and all(hasattr(leaf, "shape") for leaf in leaves)
+
+
 def _trace(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Traces `function` with its arrays abstract and everything else as given."""
     given = {**dict(enumerate(args)), **kwargs}
-    arrays = {key: value for key, value in given.items() if hasattr(value, "shape")}
+    arrays = {key: value for key, value in given.items() if holds_arrays(value)}
 
     def call(arrays: dict[Any, Any]) -> Any:
         merged = given | arrays

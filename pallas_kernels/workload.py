@@ -8,7 +8,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels import codes, layouts
+from pallas_kernels import codes, deltakv_pools, layouts
+from pallas_kernels.deltakv import Grid
+from pallas_kernels.deltakv_pools import DeltaPools
 
 type Call = dict[str, Any]
 
@@ -18,6 +20,7 @@ UPDATES = {
     "page_bounds": ("bounds",),
     "quantize_pages": ("k_codes", "v_codes", "scales"),
     "open_pages": ("k_pages", "v_pages"),
+    "deltakv_encode": ("pools",),
 }
 
 
@@ -71,6 +74,23 @@ class Workload:
             "window_scores": self._q(self.rows, self.window) | keys | rows,
             "quantize_pages": coded | dense | moves | dim,
             "open_pages": dense | coded | moves | dim,
+            **self._deltakv(query | lists | {"lengths": _ints(self.rows)}),
+        }
+
+    def _deltakv(self, query: Call) -> dict[str, Call]:
+        """One head group whose latent is as wide as its keys."""
+        grid, width = Grid(page_size=self.page_size), 2 * self.kv_heads * self.head_dim
+        latent = width // 2
+        of = deltakv_pools.shapes(grid, self.pages, self.kv_heads, self.head_dim, 1, latent, jnp.dtype(self.dtype))
+        pools = DeltaPools(**{name: None if one is None else jax.ShapeDtypeStruct(*one) for name, one in of.items()})
+        linear = {"skip": (latent, width), "down": (latent, latent), "g": (width, latent)}
+        weights = {name: _floats(1, *shape) for name, shape in (linear | {"gate_up": (2, latent, width)}).items()}
+        page = self._float(self.pages, self.kv_heads, self.page_size, self.head_dim)
+        common = {"pools": pools, "weights": weights, "tables": _ints(self.rows, self.listed), "grid": grid}
+        names = ("page_ids", "targets", "rows", "logical")
+        return {
+            "deltakv_encode": common | {"k_pages": page, "v_pages": page} | {n: _ints(self.sealed) for n in names},
+            "deltakv_decode_attention": query | common | {"frequencies": _floats(self.head_dim // 2)},
         }
 
     def _float(self, *shape: int) -> jax.ShapeDtypeStruct:

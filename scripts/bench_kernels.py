@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import pallas_kernels
+from pallas_kernels.dispatch import holds_arrays
 from pallas_kernels.workload import UPDATES, Call, Workload
 
 
@@ -70,24 +71,30 @@ def workload(args: argparse.Namespace) -> Workload:
 
 
 def measure(op: str, call: Call, work: Workload, args: argparse.Namespace) -> dict[str, Any]:
-    """Compile seconds, and the least and median milliseconds of warm calls; or why none serves."""
+    """Compile seconds, the least and median milliseconds of warm calls, and the median of all threads' processor
+    milliseconds, which other processes disturb less; or why none serves."""
     chosen, declined = pallas_kernels.explain(op, **call, implementation=args.implementation)
     if chosen is None:
         return {"backend": None, "declined": declined}
     rng = np.random.default_rng(0)
-    given = {name: fill(name, value, work, rng) for name, value in call.items() if hasattr(value, "shape")}
+    given = {
+        name: jax.tree.map(lambda leaf, name=name: fill(name, leaf, work, rng), value)
+        for name, value in call.items()
+        if holds_arrays(value)
+    }
     static = {name: value for name, value in call.items() if name not in given}
     pools = tuple(name for name in UPDATES.get(op, ()) if name in given)
     function = functools.partial(getattr(pallas_kernels, op), implementation=chosen, **static)
     started = time.perf_counter()
     compiled = jax.jit(function, donate_argnames=pools).lower(**given).compile()
     compile_seconds = time.perf_counter() - started
-    times = []
+    times, processor = [], []
     for _ in range(args.repeats + 1):
-        started = time.perf_counter()
+        started, cpu = time.perf_counter(), time.process_time()
         result = jax.block_until_ready(compiled(**given))
         times.append(1e3 * (time.perf_counter() - started))
-        updated = result if isinstance(result, tuple) else (result,)
+        processor.append(1e3 * (time.process_time() - cpu))
+        updated = result if isinstance(result, tuple) and len(pools) > 1 else (result,)
         given |= {name: pool for name, pool in zip(UPDATES.get(op, ()), updated, strict=False) if name in pools}
     warm = times[1:] or times
     return {
@@ -95,6 +102,7 @@ def measure(op: str, call: Call, work: Workload, args: argparse.Namespace) -> di
         "compile_s": round(compile_seconds, 3),
         "min_ms": round(min(warm), 4),
         "median_ms": round(statistics.median(warm), 4),
+        "median_cpu_ms": round(statistics.median(processor[1:] or processor), 4),
     }
 
 

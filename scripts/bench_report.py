@@ -1,8 +1,8 @@
 """Writes the benchmark tables and pictures of README.md (or other files) from stored JSON, between markers.
 
 A marker pair is ``<!-- KIND:NAME.json DTYPE -->`` and ``<!-- /bench -->``; NAME.json lies in docs/results. Kinds are
-the tables ``bench``, ``decode`` (of a dtype) and ``bounds``, and ``chart``, the picture NAME.svg. What was not
-measured yet says so.
+the tables ``bench``, ``decode`` (of a dtype), ``bounds``, ``accuracy`` (of several ``NAME.json,NAME.json``) and
+``policies``, and ``chart``, the picture NAME.svg. What was not measured yet says so.
 `--check` changes nothing and fails where a file differs from its results.
 """
 
@@ -17,11 +17,17 @@ from pathlib import Path
 from benchmarks import bounds
 from benchmarks.chart import caption, serve_chart
 from benchmarks.decode_report import decode_table
+from benchmarks.evaluation import accuracy_table, policy_table
 from benchmarks.report import serve_table
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path("docs/results")
-MARKED = re.compile(r"(<!-- (bench|chart|decode|bounds):(\S+)(?: (\w+))? -->\n).*?(<!-- /bench -->)", re.S)
+PAGES = (
+    *("README.md", "docs/benchmarks.md", "docs/methods.md", "docs/evaluation.md", "docs/keeps.md"),
+    "sparsejax/models/embedded/README.md",
+)
+KINDS = "bench|chart|decode|bounds|accuracy|policies"
+MARKED = re.compile(rf"(<!-- ({KINDS}):(\S+)(?: (\w+))? -->\n).*?(<!-- /bench -->)", re.S)
 BY_DTYPE = {"bench": serve_table, "decode": decode_table}
 MISSING = "Not measured yet.\n"
 
@@ -32,6 +38,8 @@ def rewrite(source: Path, root: Path) -> dict[Path, str]:
 
     def part(match: re.Match) -> str:
         kind, name, dtype = match[2], match[3], match[4]
+        if kind in ("accuracy", "policies"):
+            return f"{match[1]}{evaluation(kind, [root / RESULTS / one for one in name.split(',')])}{match[5]}"
         path = root / RESULTS / name
         stored = json.loads(path.read_text()) if path.exists() else {"dtypes": {}}
         if kind in BY_DTYPE:
@@ -51,10 +59,17 @@ def rewrite(source: Path, root: Path) -> dict[Path, str]:
     return made
 
 
+def evaluation(kind: str, paths: list[Path]) -> str:
+    """A table of evaluations; those of `policies` are of one file."""
+    stored = [json.loads(path.read_text()) for path in paths if path.exists()]
+    if len(stored) < len(paths):
+        return MISSING
+    return accuracy_table(stored) if kind == "accuracy" else policy_table(stored[0])
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    pages = (ROOT / "README.md", ROOT / "docs/benchmarks.md", ROOT / "docs/methods.md")
-    files = [path for path in pages if path.exists()]
+    files = [path for name in PAGES if (path := ROOT / name).exists()]
     parser.add_argument("files", nargs="*", type=Path, default=files)
     parser.add_argument("--check", action="store_true")
     args = parser.parse_args()

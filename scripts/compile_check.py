@@ -1,4 +1,4 @@
-"""Lowers every kernel with plain jaxlib, compiles it for devices that are not there, and writes the table.
+"""Lowers every kernel with plain jaxlib, compiles it for devices that are not there, and writes the tables.
 
     python scripts/compile_check.py                      # all platforms whose compiler is installed
     python scripts/compile_check.py --only lower         # needs no compiler
@@ -22,7 +22,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 from pallas_kernels.aot import report, sweep  # noqa: E402
 from pallas_kernels.aot.cases import cases, sample  # noqa: E402
 
-TABLE = Path(__file__).resolve().parent.parent / "docs" / "kernels_compiled.md"
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+TABLE, SUMMARY = DOCS / "kernels_compiled.md", DOCS / "kernels.md"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -40,7 +41,8 @@ def main(arguments: list[str] | None = None) -> int:
         if reason is not None:
             print(f"not compiled for {platform}: {reason}")
             continue
-        for device, (op, chosen) in itertools.product(target.TARGETS, by_op.items()):
+        devices = [device for device in target.TARGETS if re.search(options.device, device)]
+        for device, (op, chosen) in itertools.product(devices, by_op.items()):
             lines, seen = itertools.tee(sweep.compiled(chosen, target, device))
             problems += _show(seen, f"compiling for {device}")
             section = report.table(list(lines))
@@ -53,10 +55,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _write(table: Path, title: str, section: str) -> None:
-    """Puts a section into the table, which is written as soon as an op is through."""
+    """Puts a section into the table, as soon as an op is through, and what it comes to into the page of kernels."""
     table.parent.mkdir(parents=True, exist_ok=True)
     before = table.read_text() if table.exists() else ""
     table.write_text(report.merged(before, {title: section}))
+    if table == TABLE:
+        SUMMARY.write_text(report.placed(SUMMARY.read_text(), report.summary(table.read_text())))
 
 
 def _show(lines, title: str) -> list[str]:
@@ -74,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--platform", nargs="+", choices=sweep.PLATFORMS, default=list(sweep.PLATFORMS))
     parser.add_argument("--only", choices=("lower", "compile"), help="one of the two stages")
     parser.add_argument("--match", default="", help="regular expression that a case's name must contain")
+    parser.add_argument("--device", default="", help="regular expression that a device's name must contain")
     parser.add_argument("--sample", action="store_true", help="a few cases that cover every value of every axis")
     parser.add_argument("--table", type=Path, default=TABLE, help="where the sections of whole ops are written")
     return parser

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import re
 import sys
 from pathlib import Path
@@ -52,29 +53,24 @@ def text() -> str:
         rows.append([f"`{select}`", *cells])
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     notes = "\n".join(f"{number}. {reason}" for reason, number in reasons.items())
-    apart = [
-        f"`{keep}` with `{select}`: {reason}"
-        for keep in OBSERVES
-        for select in SELECTS
-        if (reason := refusal(keep=keep, select=select, filter_layers="auto" if select == "omnikv" else None))
-    ]
-    together = "\n".join(apart) or "Every keep goes with every select."
-    return f"{table}\n\n{notes}\n\n{together} {codecs()}\n"
+    refused: dict[str, list[tuple[str, ...]]] = {}
+    for keep, select, codec in itertools.product(OBSERVES, SELECTS, CODECS):
+        filters = "auto" if select == "omnikv" else None
+        if reason := refusal(keep=keep, select=select, filter_layers=filters, codec=codec):
+            reason = reason.replace(f"keep={keep!r}", "a keep").replace(f"codec={codec!r}", "a codec")
+            refused.setdefault(reason, []).append((keep, select, codec))
+    together = "\n".join(f"* {named(points)}: {reason}" for reason, points in refused.items())
+    together = f"Of keep, select and codec everything goes together but\n\n{together}"
+    return f"{table}\n\n{notes}\n\n{together}\n"
 
 
-def codecs() -> str:
-    """Whether codecs go with selects and keeps, which all of a kind must answer alike."""
-    coded = [codec for codec in CODECS if codec != "dense"]
-    selects = {
-        refusal(select=select, codec=codec, filter_layers="auto" if select == "omnikv" else None)
-        for select in SELECTS
-        for codec in coded
-    }
-    keeps = {refusal(keep=keep, codec=codec) is None for keep in OBSERVES if keep != "all" for codec in coded}
-    if selects != {None} or keeps != {False}:
-        raise SystemExit("codecs no longer go with every select and no keep; say here with which they do")
-    names = ", ".join(f"`{codec}`" for codec in coded)
-    return f"The codecs {names} go with every select and with no keep that evicts."
+def named(points: list[tuple[str, ...]]) -> str:
+    """Points of keep, select and codec in few words: a product of three sets where they are one."""
+    keeps, selects, codecs = ([f"`{name}`" for name in dict.fromkeys(axis)] for axis in zip(*points, strict=True))
+    if len(points) < len(keeps) * len(selects) * len(codecs):
+        return "; ".join(" with ".join(f"`{name}`" for name in point) for point in points)
+    which = "any select" if len(selects) == len(SELECTS) else ", ".join(selects)
+    return f"{', '.join(keeps)} with {', '.join(codecs)} and {which}"
 
 
 def main() -> int:

@@ -12,6 +12,8 @@ Written by `scripts/compile_check.py`; every kernel was compiled for the device 
 it. Nothing here says how fast a kernel runs.
 """
 
+MARKS = ("<!-- compiled -->", "<!-- /compiled -->")  # where the summary goes
+
 
 @dataclasses.dataclass(frozen=True)
 class Kernel:
@@ -91,8 +93,39 @@ def table(lines: Sequence[Line]) -> str:
 
 def merged(document: str, sections: Mapping[str, str]) -> str:
     """`document` with one section per target, the given ones replaced or added."""
-    parts = re.split(r"^## (.*)\n", document, flags=re.MULTILINE)
-    kept = dict(zip(parts[1::2], parts[2::2], strict=True))
+    kept = _sections(document)
     kept |= {name: f"\n{text}\n" for name, text in sections.items()}
     body = "".join(f"## {name}\n{text}" for name, text in sorted(kept.items()))
     return f"{HEADER}\n{body}".rstrip() + "\n"
+
+
+def summary(document: str) -> str:
+    """Markdown table with a row per section of a document of `merged`: how many cases compiled, were declined or
+    failed, and the most of each resource that a kernel of the section takes."""
+    rows = [["device", "op", "compiled", "left to XLA", "failed", "most that a kernel takes"], ["---"] * 6]
+    for title, text in _sections(document).items():
+        device, op = title.split(": ")
+        table = (line.strip("| ").split("|") for line in text.splitlines() if line.startswith("|"))
+        names, _, *lines = ([cell.strip() for cell in line] for line in table)
+        resources = names[1:-2]
+        compiled = [line[1:] for line in lines if line[1]]
+        declined = sum(line[-1].startswith("XLA: ") for line in lines)
+        most = [
+            f"{max(int(value.replace(',', '')) for line in compiled for value in line[i].split(' + ')):,} {name}"
+            for i, name in enumerate(resources if compiled else ())
+        ]
+        counts = (len(compiled), declined, len(lines) - len(compiled) - declined)
+        rows.append([device, f"`{op}`", *map(str, counts), ", ".join(most)])
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n"
+
+
+def placed(document: str, text: str) -> str:
+    """`document` with `text` between its markers."""
+    before, _, rest = document.partition(MARKS[0])
+    after = rest.partition(MARKS[1])[2]
+    return f"{before}{MARKS[0]}\n{text}{MARKS[1]}{after}"
+
+
+def _sections(document: str) -> dict[str, str]:
+    parts = re.split(r"^## (.*)\n", document, flags=re.MULTILINE)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))

@@ -17,7 +17,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels.mosaic_tpu import stream
 from pallas_kernels.mosaic_tpu.limits import VMEM, require
-from pallas_kernels.mosaic_tpu.stream import IDS, Stream, Work
+from pallas_kernels.mosaic_tpu.stream import Stream, Work
 
 LANES = 128
 
@@ -99,7 +99,8 @@ def mass(q, norms, pool, ids, work: Work, lists: int, spec: Spec, *, interpret=F
     by item. What lies in no block that a program reads is 0 where its list has a program, else unwritten.
     """
     items, _, rows, lanes = q.shape
-    blocks = ids.shape[1] * IDS // spec.pages
+    entries = ids.shape[1] * ids.shape[3]
+    blocks = entries // spec.pages
     used = 8 * spec.heads * -(-blocks // 8) * 8 * spec.lanes
     require(used <= VMEM // 4 * 3, f"what a list is given takes {used} bytes, twice; {VMEM} are there for all")
 
@@ -110,7 +111,7 @@ def mass(q, norms, pool, ids, work: Work, lists: int, spec: Spec, *, interpret=F
 
     in_hbm = pl.BlockSpec(memory_space=pltpu.HBM)
     out = (spec.heads, blocks, spec.lanes)
-    tokens_read = work.row.shape[0] * spec.heads * ids.shape[1] * IDS * spec.page
+    tokens_read = work.row.shape[0] * spec.heads * entries * spec.page
     return pl.pallas_call(
         functools.partial(_kernel, spec=spec, items=items),
         grid_spec=pltpu.PrefetchScalarGridSpec(

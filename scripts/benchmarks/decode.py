@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import os
 import time
 from pathlib import Path
@@ -13,7 +14,7 @@ from benchmarks import random_model
 from benchmarks.decode_report import decode_table
 from benchmarks.process import Load
 from benchmarks.serve import ROOT, progress
-from benchmarks.store import head, save
+from benchmarks.store import SAME, head, save
 
 ROWS = 4
 KEEP = 2048
@@ -56,23 +57,33 @@ def run(args: argparse.Namespace) -> int:
     path = random_model.write(shape, args.dtype, args.cache)
     entry: dict[str, Any] = {
         "versions": {"sparsejax": sparsejax.__version__, "jax": jax.__version__, "numpy": np.__version__},
-        "policies": {name: POLICIES[name] for name in args.policies},
-        "runs": [],
+        "policies": POLICIES,
     }
     results = {
         **head(),
         "threads": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "model": dataclasses.asdict(shape),
         "workload": {
-            "rows": ROWS, "keep": args.keep, "page_size": args.page_size, "steps": args.steps, "contexts": args.contexts
+            "rows": ROWS, "keep": args.keep, "page_size": args.page_size, "steps": args.steps
         },
         "dtypes": {args.dtype: entry},
     }  # fmt: skip
+    entry["runs"] = earlier_runs(args, results)
     for context in args.contexts:
         entry["runs"] += measure(path, context, args)
         save(args.out, results)
     print(decode_table(results, args.dtype))
     return 0
+
+
+def earlier_runs(args: argparse.Namespace, results: dict[str, Any]) -> list[dict[str, Any]]:
+    """Runs of other contexts that the file has of the same workload on the same machine."""
+    if args.out is None or not args.out.exists():
+        return []
+    earlier = json.loads(args.out.read_text())
+    if any(earlier[name] != results[name] for name in SAME) or args.dtype not in earlier["dtypes"]:
+        return []
+    return [run for run in earlier["dtypes"][args.dtype]["runs"] if run["context"] not in args.contexts]
 
 
 def measure(path: Path, context: int, args: argparse.Namespace) -> list[dict[str, Any]]:

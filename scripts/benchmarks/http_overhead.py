@@ -1,7 +1,8 @@
-"""What the HTTP server costs: tokens/s of the same requests offline, over HTTP, and streamed over HTTP.
+"""What the HTTP server costs: the same requests offline, over HTTP, and streamed over HTTP.
 
-One engine object for the offline runs and one behind the server, both of the model inside the package, in one process;
-the clients are a process of their own on the same cores. The three ways take turns.
+One engine object for the offline runs and one behind the server, both of the model inside the package, in one
+process; the clients are a process of their own on the same cores. The three ways take turns. CPU time is that of the
+process with the engines and the server, so it can be compared on a machine that others use too; tokens/s cannot.
 """
 
 from __future__ import annotations
@@ -76,23 +77,26 @@ def run(args: argparse.Namespace) -> int:
 
         ways = {"offline": offline, "http": lambda: over_http(False), "streamed": lambda: over_http(True)}
         seconds: dict[str, list[float]] = {way: [] for way in WAYS}
+        cpu: dict[str, list[float]] = {way: [] for way in WAYS}
         for turn in range(args.repeat + 1):
             for way in WAYS:
+                before = time.process_time()
                 taken = ways[way]()
                 if turn:  # the first one warms connections and caches
                     seconds[way].append(taken)
+                    cpu[way].append(time.process_time() - before)
         other.stdin.close()
     server.should_exit = True
     thread.join()
     tokens = args.requests * NEW_TOKENS
     for way in WAYS:
         rates = [tokens / taken for taken in seconds[way]]
-        shares = [base / taken for base, taken in zip(seconds["offline"], seconds[way], strict=True)]
         report = {
             "way": way,
             "tokens_per_second": round(statistics.median(rates), 1),
             "runs": [round(rate, 1) for rate in rates],
-            "share_of_offline": round(statistics.median(shares), 3),
+            "cpu_ms_per_token": round(1000 * statistics.median(cpu[way]) / tokens, 4),
+            "cpu_runs": [round(1000 * used / tokens, 4) for used in cpu[way]],
         }
         print(json.dumps(report), flush=True)
     return 0

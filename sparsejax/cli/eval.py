@@ -2,6 +2,7 @@
 
 sparsejax eval --quick
 sparsejax eval --model DIR --lengths 4096 8192 --samples 100 --json results.json --plot results.png
+sparsejax eval --model DIR --proxies --text FILE
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from sparsejax.cli import options
+from sparsejax.cli import options, proxies
 from sparsejax.errors import ModelError
 
 
@@ -29,6 +30,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--every-cell", action="store_true", help="all presets serve what dense has not learned, too")
     group.add_argument("--json", metavar="FILE", help="write everything that was measured")
     group.add_argument("--plot", metavar="FILE", help="draw accuracy against KV bytes (needs matplotlib)")
+    group = parser.add_argument_group("proxies")
+    group.add_argument("--proxies", action="store_true", help="no tasks: attention and logits on a text of your own")
+    group.add_argument("--text", metavar="FILE", help="the text; it is cut to each of --lengths (default: 1024)")
+    group.add_argument("--steps", type=int, default=64, metavar="N", help="last tokens that are decoded (default: 64)")
     options.add_engine_options(parser)
 
 
@@ -39,6 +44,8 @@ def run(args: argparse.Namespace) -> int:
 
     budgets = args.budgets or (QUICK_BUDGETS if args.quick else BUDGETS)
     policies = make_policies(args.presets or PRESETS, map(parse_budget, budgets))
+    if args.proxies:
+        return proxies.run(args, policies)
     suite = make_suite(args)
     config = options.make_config(args)
     if args.plot:

@@ -26,6 +26,7 @@ def engine_stats(core: EngineCore) -> dict[str, int | float]:
         "computed_tokens": core.counters["computed_tokens"],
         "steps": core.counters["steps"],
         "decode_dense_bytes": read_bytes("dense", "decode_queries_dense"),
+        "decode_queries": core.counters["decode_queries"],
         "decode_held_bytes": read_bytes("held"),
         "decode_read_bytes": read_bytes("read"),
         "budgets_widened": core.counters["budgets_widened"],

@@ -26,7 +26,8 @@ def load_pyplot() -> Any:
     return pyplot
 
 
-KINDS = {"held": "that decode steps hold", "read": "that a decode step reads"}
+KINDS = {"held": "held by decode steps", "read": "read by a decode step"}
+MEGABYTE = 1e6
 
 
 def draw(evaluation: Evaluation, path: str | Path) -> None:
@@ -45,10 +46,10 @@ def draw(evaluation: Evaluation, path: str | Path) -> None:
     for axes, (kind, words) in zip(panels, KINDS.items(), strict=True):
         for index, (preset, found) in enumerate(lines.items()):
             found = sorted(found, key=lambda one: getattr(one.result.kv[-1], kind))
-            across, color = [getattr(one.result.kv[-1], kind) for one in found], f"C{index % 10}"
+            across, color = [getattr(one.result.kv[-1], kind) / MEGABYTE for one in found], f"C{index % 10}"
             axes.plot(across, [100 * one.accuracy for one in found], "o-", color=color, label=preset)
             axes.plot(across, [100 * one.worst.accuracy for one in found], "x--", color=color)
-        axes.set_xlabel(f"KV bytes {words} at {longest} tokens, as the engine counts them")
+        axes.set_xlabel(f"KV megabytes {words} at {longest} tokens")
         axes.set_xlim(left=0)
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("exact answers, % (dashed: worst learned cell)")

@@ -67,8 +67,7 @@ def takes_budget(preset: str) -> bool:
 
 
 def _effect(config: SparsityConfig) -> tuple:
-    keep = getattr(config, "keep", None)
-    return config.page_counts(*PROBE), keep and keep.eviction(PROBE[0])
+    return config.page_counts(*PROBE), config.keep.eviction(PROBE[0])
 
 
 def by_codec(policies: Iterable[Policy]) -> dict[str, tuple[Policy, ...]]:

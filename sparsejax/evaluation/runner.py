@@ -112,6 +112,7 @@ def measure_kv(engine: Engine, policy: Policy, request: Request) -> KvBytes:
     params = SamplingParams(
         temperature=0.0, max_tokens=DECODED + 1, ignore_eos=True, detokenize=False, sparsity=policy.sparsity
     )
+    engine.step()  # takes in what earlier requests left on the device, so that it is not counted here
     before, peak, started = engine.stats(), 0, None
     engine.add_request("kv-bytes", request.prompt, params)
     while engine.has_unfinished():
@@ -120,7 +121,8 @@ def measure_kv(engine: Engine, policy: Policy, request: Request) -> KvBytes:
         if started is None and any(output.outputs[0].token_ids for output in outputs):
             started, compiled = time.perf_counter(), now["compile_seconds"]
     seconds = time.perf_counter() - started - (now["compile_seconds"] - compiled)
-    held, read = ((now[name] - before[name]) / DECODED for name in ("decode_held_bytes", "decode_read_bytes"))
+    counted = max(now["decode_queries"] - before["decode_queries"], 1)
+    held, read = ((now[name] - before[name]) / counted for name in ("decode_held_bytes", "decode_read_bytes"))
     return KvBytes(len(request.token_ids), held, peak, read, seconds / DECODED)
 
 

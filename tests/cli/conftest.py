@@ -68,7 +68,7 @@ class EchoEngine:
         return bool(self.waiting)
 
     def step(self) -> list[RequestOutput]:
-        return [self.waiting.pop()]
+        return [self.waiting.pop()] if self.waiting else []
 
     def generate(self, prompts: list[Any], params: SamplingParams, use_tqdm: bool = True) -> list[RequestOutput]:
         self.asked += [(self.text_of(prompt), params) for prompt in prompts]
@@ -96,6 +96,7 @@ class EchoEngine:
         return {
             "kv_live_bytes": 2**10 * len(self.waiting),
             "compile_seconds": 0.0,
+            "decode_queries": asked,
             "decode_held_bytes": 4 * asked,
             "decode_read_bytes": asked,
         }

@@ -16,18 +16,22 @@ from .models import random_prompts, tiny_engine, tiny_model
 PARAMS = SamplingParams(temperature=0.0, max_tokens=6, ignore_eos=True)
 
 
-def tokens_and_bytes() -> tuple[list[list[int]], int]:
-    with tiny_engine() as engine:
+def tokens_and_bytes(codec: str) -> tuple[list[list[int]], int]:
+    with tiny_engine(sparsity=codec) as engine:
         outputs = engine.generate(random_prompts(3, (5, 40)), PARAMS)
         return [output.outputs[0].token_ids for output in outputs], engine.memory()["kv_pages"]
 
 
-def test_tokens_do_not_depend_on_the_layout(monkeypatch):
-    plain, plain_bytes = tokens_and_bytes()
+@pytest.mark.parametrize("codec", ["dense", "int4"])
+def test_tokens_do_not_depend_on_the_layout(monkeypatch, codec):
+    plain, plain_bytes = tokens_and_bytes(codec)
     monkeypatch.setattr(group, "dense_group", functools.partial(_for_tpu, group.dense_group))
-    side_by_side, side_bytes = tokens_and_bytes()
+    side_by_side, side_bytes = tokens_and_bytes(codec)
     assert side_by_side == plain
-    assert side_bytes == plain_bytes * 128 // (2 * tiny_model().config.head_dim)
+    if codec == "dense":
+        assert side_bytes == plain_bytes * 128 // (2 * tiny_model().config.head_dim)
+    else:
+        assert side_bytes > plain_bytes
 
 
 def _for_tpu(make, config, page_size, dtype, num_pages, platform):

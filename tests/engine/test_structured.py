@@ -37,7 +37,7 @@ def ruled(rule: dict, **options) -> dict:
     return {**dict(structured_outputs=rule, max_tokens=300, temperature=1.0, seed=5), **options}
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 21))])
 def test_random_schemas_beside_free_rows(engine, seed):
     rng = random.Random(seed)
     schemas = [random_schema(rng) for _ in range(24)]

@@ -7,7 +7,7 @@ import pytest
 from sparsejax.errors import ConfigError
 from sparsejax.evaluation import policies
 from sparsejax.evaluation.policies import DENSE, Policy, by_codec, make_policies, parse_budget, takes_budget
-from sparsejax.sparsity.policy import SparsityConfig
+from sparsejax.sparsity.policy import declared
 
 
 def test_dense_comes_first_and_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -24,21 +24,15 @@ def test_a_policy_is_what_the_engine_takes() -> None:
 
 
 def test_what_reads_and_keeps_everything_takes_no_budget() -> None:
-    assert not takes_budget("dense")
-    assert takes_budget("quest") and takes_budget("window")
+    assert not takes_budget("dense") and not takes_budget("int8")
+    assert all(map(takes_budget, ("quest", "window", "snapkv", "streaming")))
 
 
-def test_policies_of_a_codec_share_an_engine(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Coded:
-        codec = "int8"
-
-        @classmethod
-        def coerce(cls, value: object) -> object:
-            return cls if value in ("dense8", {"preset": "quest8", "budget": 64}) else SparsityConfig.coerce(value)
-
-    monkeypatch.setattr(policies, "SparsityConfig", Coded)
-    quest, dense8, quest8 = Policy("quest"), Policy("dense8"), Policy("quest8", 64)
-    assert by_codec((DENSE, dense8, quest, quest8)) == {"dense": (DENSE, quest), "int8": (dense8, quest8)}
+def test_policies_of_a_codec_share_an_engine() -> None:
+    quest, coded, window = Policy("quest"), Policy("int8"), Policy("window", 64)
+    assert by_codec((DENSE, quest, coded, window)) == {"dense": (DENSE, quest, window), "int8": (coded,)}
+    for group in by_codec(make_policies(budgets=(0.25,))).values():
+        declared([policy.sparsity for policy in group])  # an engine takes them together
 
 
 def test_budgets_are_tokens_or_shares() -> None:

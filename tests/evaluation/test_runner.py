@@ -10,16 +10,18 @@ from typing import Any
 
 import pytest
 
-from sparsejax import EngineConfig
+from sparsejax import EngineConfig, SamplingParams
 from sparsejax.cli import main
 from sparsejax.errors import ConfigError
-from sparsejax.evaluation.policies import DENSE, Policy
+from sparsejax.evaluation.policies import DENSE, Policy, by_codec
 from sparsejax.evaluation.report import as_json
 from sparsejax.evaluation.results import Evaluation
-from sparsejax.evaluation.runner import evaluate, make_cells, run_cell
-from sparsejax.evaluation.suite import Suite
+from sparsejax.evaluation.runner import evaluate, make_cells, measure_kv, run_cell
+from sparsejax.evaluation.suite import Request, Suite
+from sparsejax.evaluation.tasks import Turn
 from sparsejax.models.loader import load_model
 from sparsejax.models.tokenizer import load_tokenizer
+from tests.engine.models import random_prompts, tiny_engine
 
 TOGETHER = EngineConfig(max_num_seqs=4, max_num_batched_tokens=64, num_decode_steps=1)
 SUITE = Suite(cases=("niah_multikey", "kv_dense_turns", "qa"), lengths=(96, 160), samples=5, seed=7)
@@ -91,6 +93,21 @@ def test_the_engine_counts_the_bytes(shipped: tuple[Any, Any], alone: Evaluation
     for kv in alone.dense.kv:
         assert 0 <= kv.held - kv.length * per_token <= 2 * page * per_token
         assert kv.peak >= kv.held
+
+
+def test_evicted_tokens_and_coded_pages_hold_fewer_bytes() -> None:
+    (prompt,) = random_prompts(3, (150,))
+    request, cost = Request(tuple(prompt), len(prompt), Turn("", ("a",), frozenset(), False, "")), {}
+    policies = DENSE, Policy("snapkv", 48), Policy("int8")
+    for group in by_codec(policies).values():
+        with tiny_engine(sparsity=[policy.sparsity for policy in group], warmup="none") as engine:
+            for policy in group:
+                engine.generate(prompt, SamplingParams(max_tokens=3))  # what it leaves behind is not counted
+                cost[policy] = measure_kv(engine, policy, request)
+    dense, evicted, coded = (cost[policy] for policy in policies)
+    assert dense.read == dense.held and dense.seconds > 0
+    assert evicted.read == evicted.held < 0.6 * dense.held and evicted.peak > 2 * evicted.held
+    assert coded.read == coded.held < 0.7 * dense.held
 
 
 def test_dense_comes_first_and_documents_must_fit(shipped: tuple[Any, Any]) -> None:

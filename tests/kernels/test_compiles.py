@@ -57,3 +57,11 @@ def test_the_table_keeps_the_sections_of_other_devices():
     assert both.index("## c") < both.index("## d")
     assert "| a | 200 | 8 | 1.2 |" in both and "| b |  |  |  | XLA: float32 |" in both
     assert report.merged(both, {"c": "other"}).count("## ") == 2
+
+
+def test_the_summary_counts_cases_and_gives_the_most_of_each_resource():
+    lines = [report.Line("a", "d", REPORT), report.Line("b", "d", declined="float32"), report.Line("c", "d", error="E")]
+    document = report.merged("", {"d: op": report.table(lines)})
+    assert "| d | `op` | 1 | 1 | 1 | 200 registers, 8 spilled bytes |" in report.summary(document)
+    page = f"before\n{report.MARKS[0]}\nold\n{report.MARKS[1]}\nafter\n"
+    assert report.placed(page, "new\n") == page.replace("old", "new")

@@ -12,14 +12,16 @@ import numpy as np
 import pytest
 
 from pallas_kernels import (
+    attention_mass,
     page_scores,
     paged_decode_attention,
     paged_prefill_attention,
     quantized_decode_attention,
 )
-from pallas_kernels.mosaic_tpu import attention, stream, work
+from pallas_kernels.attention_mass import mosaic_tpu
+from pallas_kernels.mosaic_tpu import attention, mass, stream, work
 
-from . import oracle
+from . import oracle, sparse_oracle
 from .cases import Spec, build
 from .coded import CodedSpec, encode
 from .tpu_conformance import in_tpu_layout
@@ -82,6 +84,37 @@ def test_page_scores_are_right_and_free_of_races(mode: str):
         np.testing.assert_allclose(got[row, :, :count], best, 1e-5, 1e-5)
         assert (got[row, :, count:] < -1e29).all()
     assert not race
+
+
+def judge_mass(mode: str) -> str | None:
+    """What is wrong with the kernel of attention mass: "race", "numbers" or None."""
+    case = build(Spec("simulated mass", (130, 0, 40), (20, 0, 3), heads=2, head_dim=128, head_lists=True, gaps=True))
+    keys = case.k_pages.astype(np.float64)
+    lse = oracle.prefill(case)[1].astype(np.float32)
+    lists = (case.page_ids, case.counts, case.lengths)
+    arrays = (case.q, case.k_pages, *lists, lse, case.query_starts)
+    got, race = simulate(mode, attention_mass, *arrays, logical_ids=case.logical_ids, per_token=True)
+    if race:
+        return "race"
+    right = np.allclose(got, sparse_oracle.mass(case, keys, lse, "sum", True), 2e-5, 2e-5)
+    return None if right else "numbers"
+
+
+@pytest.mark.parametrize("mode", DMA_MODES)
+def test_attention_mass_is_right_and_free_of_races(mode: str):
+    assert judge_mass(mode) is None
+
+
+def test_mass_that_another_list_was_given_is_noticed(monkeypatch):
+    """What lies in VMEM is of the list before: the simulator shows NaN where nothing was."""
+    source = inspect.getsource(mass)
+    right = "o_ref[...] = jnp.zeros(o_ref.shape, jnp.float32)"
+    assert source.count(right) == 1
+    mutant = types.ModuleType("mutant")
+    monkeypatch.setitem(sys.modules, "mutant", mutant)
+    exec(compile(source.replace(right, "pass"), "mutant", "exec"), mutant.__dict__)
+    monkeypatch.setattr(mosaic_tpu, "mass", mutant.mass)
+    assert judge_mass("eager") == "numbers"
 
 
 # Where it is: what is right, and what a bug makes of it.

@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 
 import pallas_kernels as ops
 from pallas_kernels import codes
+from pallas_kernels.select_pages import xla as select_xla
+from pallas_kernels.select_pages.pinned import terms
 
 ROWS, WIDTH, PAGE, HEADS, KV_HEADS, DIM = 2, 6, 16, 4, 2, 16
 PAGES = ROWS * WIDTH + 1
@@ -81,6 +83,28 @@ def test_selection_keeps_the_best_and_whole_budgets_are_dense(seed, held, budget
     for a, b, c in zip(whole, dense, plain, strict=True):
         np.testing.assert_array_equal(a, b)  # one program: the same bits
         np.testing.assert_allclose(a, c, atol=1e-6, rtol=1e-6)  # without logical ids it is another
+
+
+@jax.jit
+def both_ways(scores, counts, budgets, sinks, recents):
+    """The entries that a partial sort and a bisection select, and how many."""
+    given = terms(scores, counts, budgets, 5, sinks, recents)
+    keys = jnp.where(given.pinned, jnp.inf, scores)
+    return *(entries(5)(keys, given) for entries in (select_xla._sorted, select_xla._bisected)), given.amount
+
+
+@settings(max_examples=30, deadline=None)
+@given(seeds, st.booleans())
+def test_a_partial_sort_selects_what_a_bisection_does(seed, ties):
+    rng = np.random.default_rng(seed)
+    scores = rng.choice([-np.inf, -1e30, -1.0, -0.0, 0.0, 2.0], (4, 2, 9)) if ties else rng.normal(size=(4, 2, 9))
+    counts, budgets, sinks, recents = (rng.integers(0, top, 4).astype(np.int32) for top in (10, 10, 3, 3))
+    sort, bisection, amount = map(
+        np.asarray, both_ways(scores.astype(np.float32), counts[:, None], budgets, sinks, recents)
+    )
+    for row, head in np.ndindex(4, 2):
+        chosen = slice(amount[row, head])
+        assert sort[row, head, chosen].tolist() == bisection[row, head, chosen].tolist()
 
 
 @settings(max_examples=15, deadline=None)

@@ -11,6 +11,7 @@ import jax
 import pytest
 
 import pallas_kernels
+from pallas_kernels.dispatch import holds_arrays
 from pallas_kernels.workload import UPDATES, Workload
 
 OPS = tuple(Workload().calls())
@@ -19,7 +20,7 @@ OPS = tuple(Workload().calls())
 def jitted(op: str, work: Workload):
     """(jitted function with the pools that it updates donated, abstract arguments)."""
     call = work.calls()[op]
-    arrays = {name: value for name, value in call.items() if hasattr(value, "shape")}
+    arrays = {name: value for name, value in call.items() if holds_arrays(value)}
     static = {name: value for name, value in call.items() if name not in arrays}
     function = functools.partial(getattr(pallas_kernels, op), implementation="xla", **static)
     donated = [name for name in UPDATES.get(op, ()) if name in arrays]
@@ -54,7 +55,7 @@ def test_pools_are_updated_in_place(op, codec):
     if codec == "int4" and op in ("kv_write", "page_bounds"):
         return
     function, arrays = jitted(op, Workload(codec=codec, rows=64, listed=64))
-    pools = [arrays[name] for name in UPDATES[op]]
+    pools = jax.tree.leaves([arrays[name] for name in UPDATES[op]])
     compiled = function.lower(**arrays).compile()
     memory = compiled.memory_analysis()
     held = sum(pool.size * pool.dtype.itemsize for pool in pools)

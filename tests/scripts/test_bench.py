@@ -182,5 +182,30 @@ def test_readme_table_is_made_from_stored_results(tmp_path):
     assert rewrite(readme, tmp_path)[readme] == new
 
 
+def test_tables_of_evaluations(tmp_path):
+    def cell(length: int, right: int, samples: int) -> dict:
+        outcomes = "1" * right + "0" * (samples - right)
+        return dict(case="kv", length=length, right=right, samples=samples, accuracy=right / samples,
+                    interval=[0.5, 1.0], outcomes=outcomes)  # fmt: skip
+
+    kv = [{"held_bytes": 4e6, "read_bytes": 2e6}]
+    dense = {"policy": "dense", "cells": [cell(512, 8, 8), {**cell(512, 1, 8), "case": "qa"}], "kv": kv}
+    few = {"policy": "quest 0.25", "cells": [cell(512, 3, 8)], "kv": kv}
+    folder = tmp_path / "docs/results"
+    folder.mkdir(parents=True)
+    (folder / "a.json").write_text(json.dumps({"policies": [dense, few], "not_learned": [["qa", 512]]}))
+    more = {"policies": [{"cells": [cell(512, 30, 40), cell(1024, 40, 40)]}]}
+    (folder / "b.json").write_text(json.dumps(more))
+    page = tmp_path / "page.md"
+    page.write_text("".join(f"<!-- {kind} -->\n<!-- /bench -->\n" for kind in
+                            ("accuracy:a.json,b.json", "policies:a.json", "policies:c.json")))  # fmt: skip
+    text = rewrite(page, tmp_path)[page]
+    assert "| case | 512 tokens | 1024 tokens |" in text
+    assert "| `kv` | 75.0 [50-100] of 40, 0 to 100 | 100.0 [50-100] of 40 |" in text
+    assert "| `qa` | 12.5 [50-100] of 8, 0 to 50 | - |" in text
+    assert "| quest 0.25 | 3 of 8 | 4.00 | 2.00 |" in text and "`qa` 512" not in text
+    assert text.count("Not measured yet") == 1
+
+
 def test_readme_tables_are_current():
     subprocess.run([sys.executable, "scripts/bench_report.py", "--check"], cwd=ROOT, check=True)

@@ -38,7 +38,7 @@ def test_the_table_compares_within_repetitions(scripts):
 
     runs = [run("dense", 0, 0.4), run("dense", 1, 0.9), run("quest", 0, 0.1), run("quest", 1, 0.3)]
     entry = {"versions": {"jax": "1"}, "policies": {"dense": {}, "quest": {"preset": "quest"}}, "runs": runs}
-    load = {"rows": 4, "keep": 512, "page_size": 32, "steps": 8, "contexts": [1024]}
+    load = {"rows": 4, "keep": 512, "page_size": 32, "steps": 8}
     results = {"dtypes": {"bfloat16": entry}, "workload": load, "machine": {"cpu": "some"}, "threads": 2}
     table = decode_table(results, "bfloat16")
     assert "| 1024 | dense | 650.0 (400.0 to 900.0), 1300.0 |  | 50% |" in table

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import httpx2
 import openai
 
+from sparsejax.serve.admission import ServiceLimits
 from sparsejax.serve.openai.options import HttpOptions
 from sparsejax.serve.openai.server import listen, make_server
 from sparsejax.serve.service import Service
@@ -25,6 +26,10 @@ class Live:
     service: Service
     url: str
     key: str
+
+    def beside(self, limits: ServiceLimits | None = None) -> Service:
+        """Another service over the same engine; it must not be stopped."""
+        return Service(self.service.config, limits, load=lambda: self.service.engine)
 
     def client(self) -> openai.OpenAI:
         return openai.OpenAI(base_url=f"{self.url}/v1", api_key=self.key, max_retries=0)
@@ -47,17 +52,17 @@ class Live:
 
 
 @contextlib.contextmanager
-def live(service: Service, options: HttpOptions | None = None) -> Iterator[Live]:
-    """Serves until the block ends; the service is loaded before it begins and stopped after it."""
+def live(service: Service, options: HttpOptions | None = None, *, stop: bool = True) -> Iterator[Live]:
+    """Serves until the block ends; the service is loaded before it begins and, with `stop`, stopped after it."""
     options = options or HttpOptions(port=0)
     sock = listen(options)
     server = make_server(service, options)
 
     async def main() -> None:
         service.start()
-        serving = asyncio.create_task(server.serve([sock]))
-        await serving
-        await service.stop()
+        await server.serve([sock])
+        if stop:
+            await service.stop()
 
     thread = threading.Thread(target=lambda: asyncio.run(main()))
     thread.start()

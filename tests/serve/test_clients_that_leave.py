@@ -11,12 +11,8 @@ import time
 import httpx2
 import pytest
 
-from sparsejax.config import EngineConfig
-from sparsejax.engine.async_engine import AsyncEngine
 from sparsejax.serve.admission import ServiceLimits
 from sparsejax.serve.openai.options import HttpOptions
-from sparsejax.serve.service import Service
-from tests.engine.models import text_engine
 from tests.serve.live import MODEL, live
 
 LONG = {"model": MODEL, "prompt": " box: 204;", "max_tokens": 600, "ignore_eos": True, "temperature": 0}
@@ -39,10 +35,10 @@ def test_leaving_aborts(server, stream):
     for sock in socks[::2]:
         if stream:
             assert b"200 OK" in sock.recv(200)
-    deadline = time.monotonic() + 20
-    while server.service.admission.requests < 6:
+    deadline = time.monotonic() + 60
+    while len(server.service.engine.request_ids()) < 6:
         assert time.monotonic() < deadline
-        time.sleep(0.005)
+        time.sleep(0.002)
     for sock in socks:
         sock.close()
     server.settle()
@@ -66,10 +62,9 @@ def test_a_client_that_does_not_read_holds_nothing(server):
     sock.close()
 
 
-def test_overload_is_refused_and_bounded():
+def test_overload_is_refused_and_bounded(server):
     """Ten times what fits: the queue stays at its bound, the rest is told when to come again, what is in is served."""
-    limits = ServiceLimits(max_requests=6)
-    service = Service(EngineConfig(), limits, load=lambda: AsyncEngine(engine=text_engine(warmup="none")))
+    service = server.beside(ServiceLimits(max_requests=6))
     held: list[int] = []
 
     async def ask(http: httpx2.AsyncClient) -> httpx2.Response:
@@ -81,9 +76,9 @@ def test_overload_is_refused_and_bounded():
         async with httpx2.AsyncClient(base_url=url, timeout=60) as http:
             return await asyncio.gather(*(ask(http) for _ in range(60)))
 
-    with live(service) as server:
-        answers = asyncio.run(run(server.url))
-        server.settle()
+    with live(service, stop=False) as full:
+        answers = asyncio.run(run(full.url))
+        full.settle()
         assert service.rejected["overloaded"] == sum(answer.status_code == 503 for answer in answers) > 0
     good = [answer.json()["choices"][0]["text"] for answer in answers if answer.status_code == 200]
     assert len(good) >= 6 and len(set(good)) == 1 and max(held) <= 6
@@ -94,11 +89,10 @@ def test_overload_is_refused_and_bounded():
             assert answer.json()["error"]["code"] == "overloaded"
 
 
-def test_keys_and_their_limits(monkeypatch):
+def test_keys_and_their_limits(server, monkeypatch):
     monkeypatch.setenv("SPARSEJAX_API_KEY", "third")
     options = HttpOptions(port=0, api_key=("first", "second"), key_requests_per_minute=4, key_concurrency=1)
-    service = Service(EngineConfig(), load=lambda: AsyncEngine(engine=text_engine(warmup="none")))
-    with live(service, options) as server, httpx2.Client(base_url=server.url) as http:
+    with live(server.beside(), options, stop=False) as guarded, httpx2.Client(base_url=guarded.url) as http:
 
         def models(authorization: str) -> httpx2.Response:
             return http.get("/v1/models", headers={"Authorization": authorization})
@@ -115,20 +109,19 @@ def test_keys_and_their_limits(monkeypatch):
         with http.stream("POST", "/v1/completions", headers=second, json=body) as one:
             assert one.status_code == 200
             assert models("Bearer second").status_code == 429
-        server.settle()
+        guarded.settle()
         time.sleep(0.1)
         assert models("Bearer second").status_code == 200
 
 
-def test_a_body_that_comes_too_slowly_or_is_too_large():
+def test_a_body_that_comes_too_slowly_or_is_too_large(server):
     options = HttpOptions(port=0, body_timeout=0.2, max_body_bytes=1000)
-    service = Service(EngineConfig(), load=lambda: AsyncEngine(engine=text_engine(warmup="none")))
-    with live(service, options) as server:
-        host, port = server.url.removeprefix("http://").split(":")
+    with live(server.beside(), options, stop=False) as strict:
+        host, port = strict.url.removeprefix("http://").split(":")
         with socket.create_connection((host, int(port)), timeout=10) as sock:
             sock.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 500\r\n\r\n{")
             assert b" 408 " in sock.recv(100)
-        large = httpx2.post(f"{server.url}/v1/completions", content=b"x" * 2000)
+        large = httpx2.post(f"{strict.url}/v1/completions", content=b"x" * 2000)
         assert large.status_code == 413 and large.json()["error"]["code"] == "body_too_large"
 
 

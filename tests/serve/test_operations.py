@@ -22,7 +22,6 @@ from sparsejax.serve.logs import JsonFormatter
 from sparsejax.serve.openai.options import HttpOptions
 from sparsejax.serve.openai.server import listen
 from sparsejax.serve.service import Service
-from tests.engine.models import text_engine
 from tests.serve.live import MODEL, live
 
 
@@ -30,14 +29,14 @@ def metric(text: str, name: str) -> float:
     return float(re.search(rf"^{re.escape(name)}(?:{{.*}})? (\S+)$", text, re.M)[1])
 
 
-def test_probes_follow_the_service():
+def test_probes_follow_the_service(server, monkeypatch):
     release = threading.Event()
 
     def load() -> AsyncEngine:
         release.wait(20)
-        return AsyncEngine(engine=text_engine(warmup="none"))
+        return server.service.engine
 
-    service = Service(EngineConfig(), load=load)
+    service = Service(server.service.config, load=load)
     seen = {}
 
     def watch() -> None:
@@ -56,15 +55,15 @@ def test_probes_follow_the_service():
         port = probe.getsockname()[1]
     watcher = threading.Thread(target=watch)
     watcher.start()
-    with live(service, HttpOptions(port=port)) as server:
+    with live(service, HttpOptions(port=port), stop=False) as later:
         watcher.join()
         assert seen["loading"] == ("loading", 503, 200, 503) and int(seen["retry"]) >= 1
-        with server.http() as http:
+        with later.http() as http:
             assert [http.get(path).status_code for path in ("/ready", "/health", "/ping", "/load")] == [200] * 4
-            service.engine.failure = RuntimeError("broken")
+            monkeypatch.setattr(service.engine, "failure", RuntimeError("broken"))
             assert [http.get(path).status_code for path in ("/ready", "/health", "/metrics")] == [503, 503, 200]
             assert http.post("/v1/completions", json={"prompt": "x"}).status_code == 503
-            service._engine.failure = None
+            monkeypatch.undo()
 
 
 def test_metrics_count_what_was_done(server, http):
@@ -127,8 +126,8 @@ def test_a_port_in_use_and_a_missing_model_are_one_clear_error():
         pass
 
 
-@pytest.mark.parametrize(("signals", "status"), [(1, 0), (2, 130)])
-def test_signals(signals, status, tmp_path):
+@pytest.mark.parametrize(("signals", "status"), [(1, 0), pytest.param(2, 130, marks=pytest.mark.slow)])
+def test_signals(signals, status):
     """SIGTERM lets a running answer finish; a second one ends the process at once."""
     program = (
         "from tests.engine.models import text_engine\n"

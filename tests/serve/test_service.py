@@ -14,7 +14,6 @@ from sparsejax.serve.admission import ServiceLimits
 from sparsejax.serve.errors import Overloaded, Unavailable
 from sparsejax.serve.service import Service, Status
 from tests.engine.models import random_prompts, tiny_engine
-from tests.serve.services import tiny_service
 
 PROMPTS = random_prompts(3, (5, 40, 12, 9, 70, 3, 18, 27))
 
@@ -24,29 +23,43 @@ def params(tokens: int = 12, kind: str = "DELTA", **options) -> SamplingParams:
     return SamplingParams(**{**defaults, **options})
 
 
-def serve(scenario, limits: ServiceLimits | None = None, **overrides):
-    """Runs `scenario(service)` against a loaded tiny service; no request and no page may be left behind."""
+@pytest.fixture(scope="module")
+def engine():
+    """One engine for many services; its pool holds 480 tokens."""
+    engine = AsyncEngine(engine=tiny_engine(kv_memory_bytes=250_000))
+    yield engine
+    asyncio.run(engine.shutdown())
 
-    async def run():
-        service = tiny_service(limits, **overrides)
-        service.start()
-        await service.loaded()
-        try:
+
+@pytest.fixture
+def serve(engine):
+    """Runs ``scenario(service)`` against a new service over the engine; no request and no page may be left behind."""
+
+    def serve(scenario, limits: ServiceLimits | None = None):
+        async def run():
+            service = Service(None, limits, load=lambda: engine)
+            service.start()
+            await service.loaded()
             result = await asyncio.wait_for(scenario(service), 120)
             assert await service.drain(120)  # a first use may compile
             assert service.stats()["kv_live_pages"] == 0
             assert (service.admission.requests, service.admission.prompt_tokens) == (0, 0)
             return result
-        finally:
-            await service.stop()
 
-    return asyncio.run(run())
+        return asyncio.run(run())
+
+    return serve
 
 
 @pytest.fixture(scope="module")
-def wanted():
-    with tiny_engine() as engine:
-        return [output.outputs[0].token_ids for output in engine.generate(PROMPTS, params())]
+def wanted(engine):
+    async def generate():
+        return await asyncio.gather(*(final(engine, prompt) for prompt in PROMPTS))
+
+    async def final(engine, prompt):
+        return [output async for output in engine.generate(prompt, params(kind="FINAL_ONLY"))][-1]
+
+    return [output.outputs[0].token_ids for output in asyncio.run(generate())]
 
 
 async def read(service, prompt, sampling) -> list[int]:
@@ -57,14 +70,14 @@ async def read(service, prompt, sampling) -> list[int]:
     return tokens
 
 
-def test_many_streams_give_what_the_engine_gives(wanted):
+def test_many_streams_give_what_the_engine_gives(serve, wanted):
     async def scenario(service):
         return await asyncio.gather(*(read(service, prompt, params()) for prompt in PROMPTS))
 
     assert serve(scenario) == wanted
 
 
-def test_a_slow_reader_gets_everything_and_holds_nothing(wanted):
+def test_a_slow_reader_gets_everything_and_holds_nothing(serve, wanted):
     async def scenario(service):
         stream = await service.submit(PROMPTS[0], params(40))
         while service.admission.requests:  # the engine finishes without a single read
@@ -77,7 +90,7 @@ def test_a_slow_reader_gets_everything_and_holds_nothing(wanted):
     assert serve(scenario)[:12] == wanted[0]
 
 
-def test_a_reader_that_never_reads_is_given_up():
+def test_a_reader_that_never_reads_is_given_up(serve):
     async def scenario(service):
         stream = await service.submit(PROMPTS[0], params(400))
         while not stream.ended:
@@ -89,7 +102,7 @@ def test_a_reader_that_never_reads_is_given_up():
     serve(scenario, ServiceLimits(patience=0.02))
 
 
-def test_closing_and_cancelling_give_the_pages_back():
+def test_closing_and_cancelling_give_the_pages_back(serve):
     async def scenario(service):
         streams = [await service.submit(prompt, params(300)) for prompt in PROMPTS]
         for stream in streams[:4]:
@@ -107,7 +120,7 @@ def test_closing_and_cancelling_give_the_pages_back():
     serve(scenario)
 
 
-def test_bad_requests_are_raised_before_anything_streams():
+def test_bad_requests_are_raised_before_anything_streams(serve):
     async def scenario(service):
         for prompt, sampling, error in (
             ([], params(), RequestError),
@@ -124,10 +137,10 @@ def test_bad_requests_are_raised_before_anything_streams():
         first.close()
         assert service.rejected == {"invalid": 6}
 
-    serve(scenario, kv_memory_bytes=150_000)
+    serve(scenario)
 
 
-def test_the_queue_is_bounded():
+def test_the_queue_is_bounded(serve):
     async def scenario(service):
         streams = [await service.submit(PROMPTS[0], params(300)) for _ in range(6)]
         with pytest.raises(Overloaded) as refused:
@@ -141,7 +154,7 @@ def test_the_queue_is_bounded():
     serve(scenario, ServiceLimits(max_requests=8))
 
 
-def test_waiting_prompts_are_bounded_in_tokens():
+def test_waiting_prompts_are_bounded_in_tokens(serve):
     async def scenario(service):
         first = await service.submit(PROMPTS[1], params(300))
         with pytest.raises(Overloaded, match="prompt tokens"):
@@ -182,15 +195,14 @@ def test_states_from_loading_to_stopped():
     asyncio.run(run())
 
 
-def test_a_drain_that_takes_too_long_aborts():
+def test_a_drain_that_takes_too_long_aborts(engine):
     async def run():
-        service = tiny_service()
+        service = Service(None, load=lambda: engine)
         service.start()
         await service.loaded()
         stream = await service.submit(PROMPTS[0], params(400, kind="FINAL_ONLY"))
         assert not await service.drain(0.01)
         assert (await stream.final()).outputs[0].finish_reason == "abort"
-        await service.stop()
 
     asyncio.run(run())
 
@@ -212,7 +224,7 @@ def test_a_model_that_cannot_be_loaded_fails_the_service():
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_an_engine_that_breaks_tells_every_caller(monkeypatch):
     async def run():
-        service = tiny_service()
+        service = Service(None, load=lambda: AsyncEngine(engine=tiny_engine()))
         service.start()
         await service.loaded()
         stream = await service.submit(PROMPTS[0], params(400))
@@ -228,7 +240,7 @@ def test_an_engine_that_breaks_tells_every_caller(monkeypatch):
     asyncio.run(run())
 
 
-def test_a_step_that_hangs_is_seen():
+def test_a_step_that_hangs_is_seen(serve):
     """A liveness probe restarts a process whose engine makes no step although it has work."""
     release = threading.Event()
 

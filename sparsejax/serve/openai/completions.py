@@ -127,5 +127,4 @@ class Completion:
     def _prompt_text(self, output: RequestOutput) -> str:
         if output.prompt is not None:
             return output.prompt
-        tokenizer = self.call.service.engine.engine.tokenizer
-        return "" if tokenizer is None else tokenizer.decode(output.prompt_token_ids)
+        return self.texts.decode(output.prompt_token_ids)

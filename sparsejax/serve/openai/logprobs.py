@@ -31,6 +31,9 @@ class TokenTexts:
     def text(self, token: int, entry: Logprob) -> str:
         return entry.decoded_token if entry.decoded_token is not None else f"token_id:{token}"
 
+    def decode(self, tokens: list[int]) -> str:
+        return "" if self._tokenizer is None else self._tokenizer.decode(tokens)
+
     def bytes(self, token: int, entry: Logprob) -> list[int]:
         text = self.text(token, entry)
         if "\ufffd" in text and self._tokenizer is not None:
@@ -53,15 +56,13 @@ def completion_logprobs(
     """
     out: dict[str, Any] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
     for token, entry in zip(tokens, entries, strict=True):
-        own = entry[token] if entry else Logprob(LOWEST, decoded_token=texts.text(token, _unknown(texts, token)))
-        text = texts.text(token, own)
+        text = texts.decode([token]) if entry is None else texts.text(token, entry[token])
+        out["tokens"].append(text)
         out["text_offset"].append(offset)
         offset += len(text)
-        out["tokens"].append(text)
-        out["token_logprobs"].append(_number(own.logprob) if entry else None)
-        best = sorted((entry or {}).items(), key=lambda item: -item[1].logprob)[: max(count, 1)] if entry else []
-        top = {texts.text(other, its): _number(its.logprob) for other, its in best}
-        out["top_logprobs"].append({**top, text: _number(own.logprob)} if entry and count else None)
+        out["token_logprobs"].append(None if entry is None else _number(entry[token].logprob))
+        best = None if entry is None or not count else [*_best(entry, count), (token, entry[token])]
+        out["top_logprobs"].append(best and {texts.text(*one): _number(one[1].logprob) for one in best})
     return out
 
 
@@ -69,9 +70,13 @@ def chat_logprobs(texts: TokenTexts, tokens: list[int], entries: list[dict[int, 
     """`/v1/chat/completions`: one object per token with its best alternatives."""
     content = []
     for token, entry in zip(tokens, entries, strict=True):
-        best = sorted(entry.items(), key=lambda item: -item[1].logprob)[:count]
-        content.append({**_one(texts, token, entry[token]), "top_logprobs": [_one(texts, *item) for item in best]})
+        best = [_one(texts, *one) for one in _best(entry, count)]
+        content.append({**_one(texts, token, entry[token]), "top_logprobs": best})
     return {"content": content, "refusal": None}
+
+
+def _best(entry: dict[int, Logprob], count: int) -> list[tuple[int, Logprob]]:
+    return sorted(entry.items(), key=lambda item: -item[1].logprob)[:count]
 
 
 def _one(texts: TokenTexts, token: int, entry: Logprob) -> dict[str, Any]:
@@ -80,11 +85,6 @@ def _one(texts: TokenTexts, token: int, entry: Logprob) -> dict[str, Any]:
         "logprob": _number(entry.logprob),
         "bytes": texts.bytes(token, entry),
     }
-
-
-def _unknown(texts: TokenTexts, token: int) -> Logprob:
-    tokenizer = texts._tokenizer
-    return Logprob(LOWEST, decoded_token=None if tokenizer is None else tokenizer.decode([token]))
 
 
 def _number(logprob: float) -> float:

@@ -1,0 +1,1 @@
+"""Coding of whole pages as DeltaKV latents."""

@@ -1,0 +1,137 @@
+"""Sealing into DeltaKV pools and attention over them: every backend against plain NumPy."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pallas_kernels import deltakv_decode_attention, deltakv_encode
+from pallas_kernels.deltakv import Grid
+from pallas_kernels.deltakv_pools import read_pages
+
+from . import deltakv_oracle
+from .deltakv_cases import HEAD_DIM, KV_HEADS, Sealed, build, compressor
+
+GRIDS = {
+    "usual": (Grid(8, 4), 1),
+    "two groups, int8": (Grid(8, 2, neighbours=2, latents="int8"), 2),
+    "odd number of others": (Grid(8, 8, references=3, shortlist=2), 2),
+    "nothing rounded": (Grid(8, 4, centers="none", latents="none"), 1),
+}
+BACKENDS = ("reference", "xla")
+FREQUENCIES = np.asarray(10000.0 ** (-np.arange(0, HEAD_DIM, 2) / HEAD_DIM), np.float32)
+
+
+def seal(case: Sealed, weights: dict, grid: Grid, which: list[int], backend: str, width: int | None = None):
+    lists = case.moves(which, width)
+    call = jax.jit(functools.partial(deltakv_encode, grid=grid, implementation=backend))
+    dense = (jnp.asarray(case.k_pages), jnp.asarray(case.v_pages), lists["page_ids"], lists["targets"])
+    return call(
+        case.pools, weights, *dense, case.tables, lists["rows"], lists["logical"], count=np.int32(len(which))
+    )
+
+
+def rotate(x: np.ndarray, position: int) -> np.ndarray:
+    half = x.shape[-1] // 2
+    turned = np.exp(1j * position * FREQUENCIES.astype(np.float64)) * (x[..., :half] + 1j * x[..., half:])
+    return np.concatenate([turned.real, turned.imag], axis=-1)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", GRIDS)
+def test_sealed_pages_read_back_as_the_oracle_says(name: str, backend: str):
+    grid, groups = GRIDS[name]
+    case, weights = build(grid, (40, 24), groups), compressor(groups)
+    pools = seal(case, weights, grid, list(range(len(case.pages))), backend, len(case.pages) + 3)
+    expected = [deltakv_oracle.read(weights, grid, x, HEAD_DIM)[0] for x in case.x]
+    for row, logical, physical in case.pages:
+        page = read_pages(pools, weights, jnp.asarray([physical]), jnp.asarray(case.tables[row]), grid)[0]
+        wanted = expected[row][logical * grid.page_size : (logical + 1) * grid.page_size]
+        np.testing.assert_allclose(page, wanted, atol=3e-5)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_page_by_page_is_one_shot(backend: str):
+    grid, groups = GRIDS["usual"]
+    case, weights = build(grid, (40, 24), groups), compressor(groups)
+    whole = seal(case, weights, grid, list(range(len(case.pages))), backend, 9)
+    for page in range(len(case.pages)):
+        case.pools = seal(case, weights, grid, [page], backend, 9)
+    used = [physical for *_, physical in case.pages]
+    for one, other in zip(whole, case.pools, strict=True):
+        np.testing.assert_array_equal(one[np.asarray(used)], other[np.asarray(used)])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", GRIDS)
+@pytest.mark.parametrize("options", [{}, {"first": 3, "soft_cap": 2.0, "scale": 0.7, "magnitude": 1.3}], ids=str)
+def test_attention_agrees_with_the_oracle(name: str, options: dict, backend: str):
+    grid, groups = GRIDS[name]
+    case, weights = build(grid, (72, 24, 8), groups), compressor(groups)
+    pools = seal(case, weights, grid, list(range(len(case.pages))), "xla")
+    listed = [[0, 1, 3, 4, 7, 8], [0, 2], []]
+    page_ids, logical = np.full((3, 1, 7), 10**6, np.int32), np.full((3, 1, 7), -5, np.int32)
+    for row, chosen in enumerate(listed):
+        page_ids[row, 0, : len(chosen)] = case.tables[row, chosen]
+        logical[row, 0, : len(chosen)] = chosen
+    counts = np.asarray([[len(chosen)] for chosen in listed], np.int32)
+    lengths = np.asarray([70, 24, 8], np.int32)
+    q = np.random.default_rng(5).standard_normal((3, 4, HEAD_DIM)).astype(np.float32)
+    attend = jax.jit(
+        functools.partial(deltakv_decode_attention, grid=grid, implementation=backend, return_lse=True, **options)
+    )
+    lists = (page_ids, counts, lengths, case.tables)
+    out, lse = attend(q, pools, weights, FREQUENCIES, *lists, logical_ids=logical)
+    for row, chosen in enumerate(listed):
+        x = deltakv_oracle.read(weights, grid, case.x[row], HEAD_DIM)[0].reshape(-1, KV_HEADS, 2, HEAD_DIM)
+        places = [p * grid.page_size + o for p in chosen for o in range(grid.page_size)]
+        places = [t for t in places if options.get("first", 0) <= t < lengths[row]]
+        for head in range(4):
+            if not places:
+                assert not out[row, head].any() and lse[row, head] < -1e29
+                continue
+            keys = np.stack([rotate(x[t, head // 2, 0], t) for t in places]) * options.get("magnitude", 1.0)
+            scores = keys @ q[row, head].astype(np.float64) * options.get("scale", HEAD_DIM**-0.5)
+            if "soft_cap" in options:
+                scores = options["soft_cap"] * np.tanh(scores / options["soft_cap"])
+            total = np.log(np.exp(scores).sum())
+            np.testing.assert_allclose(lse[row, head], total, atol=1e-4)
+            expected = np.exp(scores - total) @ np.stack([x[t, head // 2, 1] for t in places])
+            np.testing.assert_allclose(out[row, head], expected, atol=1e-4)
+
+
+def test_pools_are_updated_in_place():
+    grid, groups = GRIDS["usual"]
+    case, weights = build(grid, (40, 24), groups), compressor(groups)
+    lists = case.moves(list(range(len(case.pages))))
+
+    def step(pools, k_pages, v_pages, lists, tables, count):
+        moves = [lists[name] for name in ("page_ids", "targets")]
+        rest = [lists[name] for name in ("rows", "logical")]
+        return deltakv_encode(pools, weights, k_pages, v_pages, *moves, tables, *rest, grid=grid, count=count)
+
+    args = (case.pools, case.k_pages, case.v_pages, lists, case.tables, np.int32(3))
+    compiled = jax.jit(step, donate_argnums=0).lower(*args).compile()
+    held = sum(pool.nbytes for pool in case.pools if pool is not None)
+    assert compiled.memory_analysis().alias_size_in_bytes >= held
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"grid": Grid(16, 4)}, "pages must hold 16 tokens"),
+        ({"grid": Grid(8, 2)}, "centers must have shape"),
+        ({"grid": Grid(8, 4, latents="int8")}, "latents must have shape|latents must be int8"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_refused(change: dict, message: str):
+    grid = Grid(8, 4)
+    case, weights = build(grid, (16,), 1), compressor(1)
+    call = {name: jnp.asarray(value) for name, value in case.moves([0]).items()}
+    call |= {"tables": jnp.asarray(case.tables), "grid": grid} | change
+    with pytest.raises((ValueError, TypeError), match=message):
+        deltakv_encode(case.pools, weights, jnp.asarray(case.k_pages), jnp.asarray(case.v_pages), **call)

@@ -1,0 +1,190 @@
+"""Collecting, training, refitting and exporting DeltaKV compressors, and the masked forward pass over them."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pallas_kernels.deltakv import Grid
+from sparsejax.cache.codecs.compressor import Compressor, fingerprint, load_compressor, save_compressor
+from sparsejax.errors import ConfigError, ModelError
+from sparsejax.models.decoder import Decoder
+from sparsejax.models.dense import DenseCausal
+from sparsejax.models.files import EMBEDDED
+from sparsejax.models.tokenizer import load_tokenizer
+from tests.engine.models import tiny_model
+from train.calibrate import coverage, filter_layers, refitted, top_tokens, widths
+from train.collect import Source, collect, load_layers
+from train.compressor import Settings, Trainer, pair_error
+from train.history import CompressedHistory
+
+GRID = Grid(8, 4, references=4)
+SETTINGS = Settings(grid=GRID, latent=16, inner=8, layer_steps=30, model_steps=2, pages=8, rate=3e-3)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_model(vocab_size=2560)
+
+
+@pytest.fixture(scope="module")
+def data(model, tmp_path_factory: pytest.TempPathFactory):
+    out = tmp_path_factory.mktemp("kv")
+    text = out / "text.jsonl"
+    words = " ".join(f"The small box {i} is here." for i in range(400))
+    text.write_text(json.dumps({"text": words}) + "\n")
+    collect(model, load_tokenizer(EMBEDDED), out / "run", Source(str(text)), count=8, length=48, shard=5)
+    return load_layers(out / "run")
+
+
+@pytest.fixture(scope="module")
+def trained(model, data, tmp_path_factory: pytest.TempPathFactory) -> Trainer:
+    trainer = Trainer(model, SETTINGS, tmp_path_factory.mktemp("run"), data)
+    trainer.run(report_every=10)
+    return trainer
+
+
+def hidden(model, kv, tokens) -> jax.Array:
+    batch = SimpleNamespace(tokens=jnp.asarray(tokens), positions=jnp.arange(len(tokens), dtype=jnp.int32))
+    return Decoder(model.config, model.dtype).apply({"params": model.params}, batch, kv)[0]
+
+
+def test_collection_holds_what_layers_store_and_goes_on(model, tmp_path: Path):
+    source, tokenizer = Source(cases=("kv_dense",)), load_tokenizer(EMBEDDED)
+    facts = collect(model, tokenizer, tmp_path, source, count=3, length=64, shard=2)
+    tokens, weights, kept = load_layers(tmp_path)
+    assert tokens.shape == weights.shape == (3, 64) and (weights == 1).sum() > 0
+    assert [layer.shape for layer in kept] == [(3, 64, 2, 2, 16)] * 2
+    np.testing.assert_allclose(facts["mean_squares"][1], np.square(kept[1]).mean((0, 1, 2, 4)), rtol=0.3)
+    assert facts["base_model"] == fingerprint(model.params)
+    (tmp_path / "shard-00001.npz").unlink()
+    first = (tmp_path / "shard-00000.npz").stat().st_mtime_ns
+    assert collect(model, tokenizer, tmp_path, source, count=3, length=64, shard=2) == facts
+    assert (tmp_path / "shard-00000.npz").stat().st_mtime_ns == first
+    np.testing.assert_array_equal(load_layers(tmp_path)[0], tokens)
+    with pytest.raises(ConfigError, match="a collection with other length"):
+        collect(model, tokenizer, tmp_path, source, count=3, length=72, shard=2)
+    with pytest.raises(ConfigError, match="there is no file"):
+        collect(model, tokenizer, tmp_path / "other", Source("absent.txt"), count=3, length=64)
+
+
+def test_both_stages_train_and_refitting_helps(trained: Trainer):
+    with (trained.out / "log.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(int(row["step"]), row["stage"]) for row in rows] == [
+        (0, "start"), (10, "layers"), (20, "layers"), (30, "layers"), (32, "model")
+    ]
+    assert float(rows[3]["held_out"]) < float(rows[0]["held_out"])
+    for name, weights in trained.params.items():
+        before, after = (
+            float(pair_error(one, trained.pairs[name], GRID, 16))
+            for one in (weights, refitted(weights, trained.pairs[name], GRID))
+        )
+        assert after < before
+
+
+def test_resumed_is_uninterrupted(model, data, trained: Trainer, tmp_path: Path):
+    Trainer(model, SETTINGS, tmp_path, data).run(until=20, report_every=10)
+    again = Trainer(model, SETTINGS, tmp_path, data)
+    assert again.step == 20
+    again.run(report_every=10)
+    jax.tree.map(np.testing.assert_array_equal, again.params, trained.params)
+
+
+def test_reading_everything_raw_is_dense_attention(model, trained: Trainer, data):
+    tokens = data[0][0][:43]
+    layers = (None, trained.params["1"])
+    expected = hidden(model, DenseCausal(), tokens)
+    raw = hidden(model, CompressedHistory(layers, jnp.asarray([43]), GRID, 43), tokens)
+    np.testing.assert_allclose(raw, expected, atol=2e-5)
+
+
+def test_visibility_depends_on_position(model, trained: Trainer, data):
+    """The first page is dense; a prompt that is raw until its end is dense until there, compressed after it."""
+    tokens, layers = data[0][0][:40], (None, trained.params["1"])
+    expected = hidden(model, DenseCausal(), tokens)
+    for raw_until, dense in ((0, 8), (20, 20)):
+        found = hidden(model, CompressedHistory(layers, jnp.asarray([raw_until]), GRID, 40, 0), tokens)
+        np.testing.assert_allclose(found[:dense], expected[:dense], atol=2e-5)
+        assert float(jnp.abs(found[dense:] - expected[dense:]).max()) > 1e-3
+
+
+def test_a_compressor_survives_its_file(model, trained: Trainer, tmp_path: Path):
+    base = fingerprint(model.params)
+    made = Compressor(GRID, {int(name): weights for name, weights in trained.params.items()})
+    found = load_compressor(save_compressor(tmp_path, made, model.config, base), model.config, base)
+    assert found.grid == GRID and found.sparse == (1,)
+    jax.tree.map(np.testing.assert_array_equal, found.layers, made.layers)
+
+
+@pytest.mark.parametrize("case", ("model", "size", "truncated", "nan", "missing", "shape", "grid", "absent"))
+def test_a_bad_compressor_is_refused(model, trained: Trainer, tmp_path: Path, case: str):
+    base, config = fingerprint(model.params), model.config
+    weights = {name: np.array(value) for name, value in trained.params["1"].items()}
+    if case == "nan":
+        weights["g"][0, 3, 2] = np.nan
+    save_compressor(tmp_path, Compressor(GRID, {1: weights}), config, base)
+    facts = json.loads((tmp_path / "compressor.json").read_text())
+    tensors = tmp_path / "compressor.safetensors"
+    message = {
+        "model": "trained for another model: base_model .* the model has 0000",
+        "size": "head_dim 32",
+        "truncated": "is truncated",
+        "nan": "layers.1.g holds 1 values that are not finite",
+        "missing": "layers.2.g is missing",
+        "shape": r"layers.1.g is \[1, 64, 16\], not \[1, 64, 17\]",
+        "grid": "stride must be 2 or more and divide the page of 8; got 3",
+        "absent": "compressor.json is missing",
+    }[case]
+    if case == "size":
+        facts["model"]["head_dim"] = 32
+    if case == "missing":
+        facts["tensors"]["layers.2.g"] = [1]
+    if case == "shape":
+        facts["tensors"]["layers.1.g"] = [1, 64, 17]
+    if case == "grid":
+        facts["grid"]["stride"] = 3
+    (tmp_path / "compressor.json").write_text(json.dumps(facts))
+    if case == "truncated":
+        tensors.write_bytes(tensors.read_bytes()[:-100])
+    if case == "absent":
+        (tmp_path / "compressor.json").unlink()
+    with pytest.raises(ModelError, match=message):
+        load_compressor(tmp_path, config, "0000" if case == "model" else base)
+
+
+def test_a_fingerprint_is_that_of_the_weights_not_of_their_dtype(model):
+    coarse = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), model.params)
+    assert fingerprint(coarse) == fingerprint(model.params)
+    changed = jax.tree.map(lambda leaf: leaf, model.params)
+    changed["final_norm"] = changed["final_norm"] + 1
+    assert fingerprint(changed) != fingerprint(model.params)
+
+
+def test_widths_follow_the_errors():
+    errors = {1: (0.5, 0.1, 0.0), 2: (0.5, 0.45, 0.44), 3: (0.2, 0.1, 0.05)}
+    assert widths(errors, (8, 16, 24), 48) == {1: 24, 2: 8, 3: 16}
+    assert widths(errors, (8, 16, 24), 24) == {1: 8, 2: 8, 3: 8}
+    with pytest.raises(ConfigError, match="exceed the budget of 23"):
+        widths(errors, (8, 16, 24), 23)
+
+
+def test_filter_layers_cover_those_after_them():
+    rng = np.random.default_rng(0)
+    q, keys = rng.standard_normal((4, 8)).astype(np.float32), rng.standard_normal((20, 2, 8)).astype(np.float32)
+    keys[7, 1] = 50 * q[3]
+    assert 7 in top_tokens(jnp.asarray(q), jnp.asarray(keys), 3)
+    alike, other = np.arange(4), np.arange(10, 14)
+    share = coverage(np.stack([np.stack([alike, alike, other, other, other])] * 2))
+    np.testing.assert_array_equal(share[0], [1, 1, 0, 0, 0])
+    assert filter_layers(share, 2) == (0, 2)
+    assert filter_layers(share, 9) == (0, 1, 2, 3, 4)
+    with pytest.raises(ConfigError, match="layer 0 must always filter"):
+        filter_layers(share, 2, always=(1,))

@@ -1,0 +1,107 @@
+"""The whole chain on one checkpoint: ``python -m train.deltakv --out runs/deltakv``.
+
+Collects keys and values, trains a compressor, refits g on rounded latents, exports it, and prints which answers the
+model still gives when it reads compressed history: untrained, trained, and trained with g refitted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pallas_kernels.deltakv import Grid, Weights
+from sparsejax.cache.codecs.compressor import Compressor, fingerprint, save_compressor
+from sparsejax.cache.codecs.deltakv import Plan, cache_bytes
+from sparsejax.evaluation.suite import make_cell
+from sparsejax.models.loader import LoadedModel, load_model
+from sparsejax.models.tokenizer import load_tokenizer
+from train.answers import exact_answers
+from train.calibrate import refitted
+from train.collect import Source, collect, load_layers
+from train.compressor import Settings, Trainer, draw
+
+CASES = ("niah_multikey_dense", "kv_dense", "niah_multikey_dense_later", "kv_dense_later")
+
+
+def compressors(trainer: Trainer, start: Mapping[str, Weights]) -> dict[str, dict[str, Weights]]:
+    """Weights by name of layer: untrained, trained, and with g refitted."""
+    grid = trainer.settings.grid
+    again = {name: refitted(weights, trainer.pairs[name], grid) for name, weights in trainer.params.items()}
+    return {"untrained": dict(start), "trained": trainer.params, "trained, g refitted": again}
+
+
+def table(
+    model: LoadedModel, tokenizer: Any, settings: Settings, made: Mapping[str, Mapping[str, Weights]], args: Any
+) -> list[dict[str, Any]]:
+    """Exact answers of each compressor, case and visibility; dense once."""
+    rows = []
+    for case in args.cases:
+        cell = make_cell(case, args.eval_length, args.samples, 0, tokenizer)
+        for name, params in made.items():
+            layers = [params.get(str(i)) for i in range(model.config.num_layers)]
+            first = name == next(iter(made))
+            for visibility in ("dense", "sealed", "raw_prompt") if first else ("sealed", "raw_prompt"):
+                options = {"sink": settings.sink, "filter_codec": settings.filter_codec}
+                right = exact_answers(model, tokenizer, cell, layers, settings.grid, visibility, **options)
+                label = "none" if visibility == "dense" else name
+                rows.append(
+                    {"case": case, "compressor": label, "visibility": visibility, "right": sum(right), "of": len(right)}
+                )
+                print(*rows[-1].values(), flush=True)
+    return rows
+
+
+def main() -> None:
+    """Command line entry."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", help="checkpoint; the one in the package if not given")
+    parser.add_argument("--out", required=True, help="folder for the collection, checkpoints, export and results")
+    parser.add_argument("--source", default="tasks", help="text file, .jsonl file, or 'tasks'")
+    parser.add_argument("--sequences", type=int, default=64)
+    parser.add_argument("--length", type=int, default=512)
+    parser.add_argument("--latent", type=int, default=64)
+    parser.add_argument("--inner", type=int, default=128, help="width inside f")
+    parser.add_argument("--neighbours", type=int, default=4, help="references that a token's base averages")
+    parser.add_argument("--filter-layers", type=int, nargs="+", default=[0])
+    parser.add_argument("--filter-codec", default="int8", choices=("int8", "int4"))
+    parser.add_argument("--layer-steps", type=int, default=200)
+    parser.add_argument("--model-steps", type=int, default=0)
+    parser.add_argument("--cases", nargs="+", default=list(CASES))
+    parser.add_argument("--eval-length", type=int, default=512)
+    parser.add_argument("--samples", type=int, default=16)
+    args = parser.parse_args()
+    out = Path(args.out)
+    model = load_model(args.model)
+    tokenizer = load_tokenizer(model.path)
+    facts = collect(model, tokenizer, out / "kv", Source(args.source), count=args.sequences, length=args.length)
+    settings = Settings(
+        grid=Grid(neighbours=args.neighbours),
+        latent=args.latent,
+        inner=args.inner,
+        filter_layers=tuple(args.filter_layers),
+        filter_codec=args.filter_codec,
+        layer_steps=args.layer_steps,
+        model_steps=args.model_steps,
+    )
+    data = load_layers(out / "kv")
+    start = Trainer(model, settings, out / "start", data).params
+    trainer = Trainer(model, settings, out, data)
+    trainer.run()
+    draw(out / "log.csv", out / "loss.svg")
+    made = compressors(trainer, start)
+    final = Compressor(settings.grid, {int(name): weights for name, weights in made["trained, g refitted"].items()})
+    save_compressor(out / "export", final, model.config, fingerprint(model.params))
+    plan = Plan(settings.grid, settings.latent, settings.filter_layers, settings.filter_codec, sink=settings.sink)
+    held = cache_bytes(model.config, plan, 131072)
+    share = held["total"] / held["dense"]
+    print(f"{100 * share:.1f}% of the bytes of bfloat16 pages at 131072 tokens", flush=True)
+    rows = table(model, tokenizer, settings, made, args)
+    result = {"settings": vars(args), "base_model": facts["base_model"], "share_of_bytes": share, "rows": rows}
+    (out / "answers.json").write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
