@@ -19,7 +19,7 @@ from sparsejax.serve.admission import ServiceLimits  # noqa: E402
 from sparsejax.serve.grpc.options import GrpcOptions  # noqa: E402
 from sparsejax.serve.metrics import Metrics  # noqa: E402
 from sparsejax.serve.openai.options import HttpOptions  # noqa: E402
-from tests.serve.services import tiny_service  # noqa: E402
+from tests.serve.tiny import tiny_service  # noqa: E402
 
 DEPLOY = Path(__file__).resolve().parents[2] / "scripts" / "deploy"
 REQUIRED = {
