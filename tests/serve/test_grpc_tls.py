@@ -20,7 +20,7 @@ from sparsejax.serve.errors import Unavailable  # noqa: E402
 from sparsejax.serve.grpc.client import GrpcClient  # noqa: E402
 from sparsejax.serve.grpc.options import GrpcOptions  # noqa: E402
 from tests.serve.grpc_live import live_grpc, wait_for  # noqa: E402
-from tests.serve.services import tiny_service  # noqa: E402
+from tests.serve.tiny import tiny_service  # noqa: E402
 
 
 def certificate(folder, name: str, signer=None):

@@ -22,7 +22,7 @@ from sparsejax.serve.grpc.options import GrpcOptions  # noqa: E402
 from sparsejax.serve.service import Service  # noqa: E402
 from tests.engine.models import text_engine  # noqa: E402
 from tests.serve.grpc_live import live_grpc  # noqa: E402
-from tests.serve.services import tiny_service  # noqa: E402
+from tests.serve.tiny import tiny_service  # noqa: E402
 
 IDS = [12, 5, 33, 8]
 NAME = "vllm.grpc.engine.VllmEngine"
