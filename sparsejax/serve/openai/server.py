@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
-import signal
 import socket
 from collections.abc import Iterator
 
 import uvicorn
 
 from sparsejax.errors import ConfigError
+from sparsejax.serve.lifecycle import catch_signals, live
 from sparsejax.serve.logs import use_json_logs
 from sparsejax.serve.openai.app import make_app
 from sparsejax.serve.openai.options import HttpOptions
@@ -70,35 +69,17 @@ async def serve(service: Service, options: HttpOptions, sock: socket.socket) -> 
         SparseJaxError: the model cannot be loaded.
     """
     server = make_server(service, options)
-    asked = asyncio.Event()
-
-    def on_signal() -> None:
-        if asked.is_set():
-            log.warning("stopped by a second signal")
-            os._exit(130)  # the engine's thread may be in the middle of a step; nothing here is worth waiting for
-        asked.set()
-
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, on_signal)
-    service.start()
+    asked = catch_signals()
     serving = asyncio.create_task(server.serve([sock]))
-    stopping = asyncio.create_task(asked.wait())
-    loading = asyncio.create_task(service.loaded())
+    serving.add_done_callback(lambda _: asked.set())  # a server that ended by itself ends the rest
+
+    def tell_ready() -> None:
+        host, port = sock.getsockname()[:2]
+        log.info("ready", extra={"fields": {"address": f"{host}:{port}", "bytes": service.memory()["total"]}})
+
     try:
-        await asyncio.wait({stopping, loading, serving}, return_when=asyncio.FIRST_COMPLETED)
-        if loading.done() and not serving.done():
-            loading.result()
-            host, port = sock.getsockname()[:2]
-            log.info("ready", extra={"fields": {"address": f"{host}:{port}", "bytes": service.memory()["total"]}})
-            await asyncio.wait({stopping, serving}, return_when=asyncio.FIRST_COMPLETED)
-        if not serving.done():
-            log.info("draining", extra={"fields": {"requests": service.admission.requests}})
-            drained = await service.drain(options.shutdown_timeout)
-            log.info("drained" if drained else "gave up waiting")
+        await live(service, asked, options.shutdown_timeout, tell_ready)
     finally:
-        loading.cancel()
-        stopping.cancel()
         server.should_exit = True
         await asyncio.wait({serving})
         await service.stop()
