@@ -69,11 +69,9 @@ class Stream:
         """
         if self._done:
             raise StopAsyncIteration
-        await self._ready.wait()
-        with self._lock:
-            self._ready.clear()
-            unread, self._unread = self._unread, []
-            error = self._error
+        unread, error, ended = await self._take()
+        while not (unread or error or ended):  # woken for what an earlier call has read already
+            unread, error, ended = await self._take()
         if not unread:
             self._done = True
             raise error or StopAsyncIteration
@@ -82,6 +80,14 @@ class Stream:
         if error is not None:  # it is due at the next call
             self._ready.set()
         return output
+
+    async def _take(self) -> tuple[list[RequestOutput], BaseException | None, bool]:
+        """Waits to be woken; what is unread, the error, and whether nothing more will come."""
+        await self._ready.wait()
+        with self._lock:
+            self._ready.clear()
+            unread, self._unread = self._unread, []
+            return unread, self._error, self.ended
 
     async def final(self) -> RequestOutput:
         """Reads to the end and returns the last output; for requests of kind FINAL_ONLY or CUMULATIVE."""

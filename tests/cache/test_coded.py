@@ -56,11 +56,19 @@ def wanted(engine):
     return {params.n: [engine.generate(prompt, params)[0] for prompt in PROMPTS] for params in (GREEDY, SEEDED)}
 
 
-@pytest.mark.parametrize("codec", CODECS)
+MODELS = {"gqa": dict(), "mha": dict(kv_heads=4), "window": dict(window=20)}
+QUICK = {("gqa", "int8"), ("mha", "int4"), ("window", "fp8"), ("gqa", "int4")}
+
+
 @pytest.mark.parametrize(
-    "model", [dict(), dict(kv_heads=4), dict(window=20)], ids=["gqa", "mha", "window"]
+    "model,codec",
+    [
+        pytest.param(model, codec, marks=() if (name, codec) in QUICK else pytest.mark.slow, id=f"{name}-{codec}")
+        for name, model in MODELS.items()
+        for codec in CODECS
+    ],
 )
-def test_tokens_are_those_of_the_plain_rule(codec, model):
+def test_tokens_are_those_of_the_plain_rule(model, codec):
     model = tiny_model(**model)
     with tiny_engine(model, sparsity=codec) as engine:
         outputs = engine.generate(PROMPTS, GREEDY)
@@ -89,7 +97,7 @@ def test_batch_equals_alone(engine, wanted):
 @pytest.mark.parametrize(
     "settings",
     [
-        dict(max_num_batched_tokens=16),
+        pytest.param(dict(max_num_batched_tokens=16), marks=pytest.mark.slow),
         dict(max_num_seqs=3, max_num_batched_tokens=20, num_decode_steps=5),
     ],
     ids=str,

@@ -85,7 +85,7 @@ def test_a_question_that_comes_later_reads_the_compressed_prompt(engine, alone):
     [
         dict(max_num_batched_tokens=16),
         dict(max_num_batched_tokens=512, num_decode_steps=5),
-        dict(max_num_seqs=3, max_num_batched_tokens=20, page_size=64),
+        pytest.param(dict(max_num_seqs=3, max_num_batched_tokens=20, page_size=64), marks=pytest.mark.slow),
     ],
     ids=str,
 )

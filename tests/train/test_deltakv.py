@@ -127,11 +127,6 @@ def test_a_compressor_survives_its_file(model, trained: Trainer, tmp_path: Path)
     jax.tree.map(np.testing.assert_array_equal, found.layers, made.layers)
 
 
-def test_the_compressor_in_the_package_is_that_of_its_model():
-    model = load_model(EMBEDDED)
-    assert load_compressor(EMBEDDED, model.config, fingerprint(model.params)).sparse == (2, 3, 4, 5)
-
-
 @pytest.mark.parametrize("case", ("model", "size", "truncated", "nan", "missing", "shape", "grid", "absent"))
 def test_a_bad_compressor_is_refused(model, trained: Trainer, tmp_path: Path, case: str):
     base, config = fingerprint(model.params), model.config
