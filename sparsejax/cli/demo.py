@@ -27,6 +27,7 @@ STREAMED = ("vt", 256)
 NEW_TOKENS = 24
 
 NEXT = """What to try next:
+  sparsejax demo --all                                 the same document under every policy (minutes to compile)
   sparsejax chat --model path/or/hub-id                talk with a model of your own
   sparsejax generate "your text" --max-tokens 64       complete a prompt; --file and --json for many
   sparsejax memory --model path/or/hub-id              what a model and its KV cache need
@@ -36,13 +37,14 @@ NEXT = """What to try next:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--all", action="store_true", help="compare every policy, not a few of each kind (minutes)")
     options.add_engine_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     print("Starting the engine (the first start compiles; later ones are faster) ...", flush=True)
     started = time.perf_counter()
-    groups = {} if hasattr(args, "sparsity") else story.policies()
+    groups = {} if hasattr(args, "sparsity") else story.policies(args.all)
     first, *others = groups.values() or [()]
     if first:
         args.sparsity = [policy.sparsity for policy in first]

@@ -11,6 +11,7 @@ from sparsejax.cli import show
 BUDGET = 0.25
 TASK, LENGTH, QUESTIONS, ROOM = "niah_dense", 2048, 4, 256
 NEW_TOKENS = 24
+FEW = ("dense", "window", "quest", "snapkv", "keydiff", "int4")
 HEAD = ("policy", "answers", "KV held", "read by a step", "ms per token")
 
 
@@ -29,11 +30,13 @@ class Line:
         return sum(good for _, good in self.replies)
 
 
-def policies() -> dict[str, tuple[Any, ...]]:
-    """Every preset, those that take a budget with a quarter of the document, by the codec of the engine they need."""
+def policies(every: bool = False) -> dict[str, tuple[Any, ...]]:
+    """A few presets of each kind or every one, those that take a budget with a quarter of the document, by the codec
+    of the engine they need. Each more is compiled into the engine's steps."""
     from sparsejax.evaluation.policies import by_codec, make_policies
+    from sparsejax.sparsity.policy import PRESETS
 
-    return by_codec(make_policies(budgets=(BUDGET,)))
+    return by_codec(make_policies(PRESETS if every else FEW, budgets=(BUDGET,)))
 
 
 def tell(engine: Any, chosen: Sequence[Any]) -> list[Line]:

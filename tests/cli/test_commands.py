@@ -163,16 +163,17 @@ def test_interrupted_command_returns_130(engine, capsys):
     assert engine.closed
 
 
-def test_demo_prints_rates_memory_policies_and_next_steps(engine, capsys):
-    assert main(["demo"]) == 0
+@pytest.mark.parametrize("every", [False, True])
+def test_demo_prints_rates_memory_policies_and_next_steps(engine, capsys, every):
+    assert main(["demo", "--all"] if every else ["demo"]) == 0
     text = capsys.readouterr().out
     for part in ("of 8 answers are right", "tokens/s", "at most: 7.0 KiB", "4.0 MiB", "What to try next"):
         assert part in text
     assert "A document of 768 tokens" in text and "read by a step" in text
-    told = [policy.label for group in story.policies().values() for policy in group]
+    told = [policy.label for group in story.policies(every).values() for policy in group]
     for label in told:
         assert re.search(rf"^  {label} +0 of 4: \[", text, re.M)
-    assert {label.split()[0] for label in told} == set(PRESETS)
+    assert {label.split()[0] for label in told} == set(PRESETS if every else story.FEW)
     assert len(engine.asked) == 2 * 8 + 1 + len(told) * (4 + 1)
 
 
