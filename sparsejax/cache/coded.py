@@ -71,10 +71,10 @@ class CodedKV(PagedKV):
             for _, _, targets, number in filled:
                 bounds = layout.sealed.bounds(bounds, codes, targets, number, self.implementation)
         view = CodedPages(*layout.sealed.view(codes), *opened, own)
-        out, kept, handed = self._decode(layer, q[:count], view, bounds, batch)
+        out, reused, handed = self._decode(layer, q[:count], view, bounds, batch)
         if scratch is not None:
             out = jnp.concatenate([out, self._prefill(layer, q[count:], codes, scratch, batch)])
-        return out, self._with_layer(layer, (codes, opened), bounds, kept, self.observed[layer], handed)
+        return out, self._with_layer(layer, (codes, opened), bounds, reused, self.observed[layer], handed)
 
     def _chunk_pages(self, opened: Pools, k: Array, v: Array, batch: StepBatch) -> Pools:
         """A scratch pool with the page of each segment: the row's open page first, then the chunk's tokens."""

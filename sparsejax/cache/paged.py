@@ -75,7 +75,7 @@ class PagedKV:
         pools: per layer, K and V as the group's layout stores them.
         windows: per layer, the sliding window in tokens, or None.
         bounds: per layer, what the selector keeps of sealed pages, or None.
-        kept: per layer, what the selector keeps of rows between steps, or None.
+        lists: per layer, the lists of rows that the selector uses again in later steps, or None.
         handed: what the selector hands from layer to layer; None between steps.
         observed: per layer, what eviction will look at (a `sparsity.seen.Seen`), or None.
         implementation: which backend serves the operations; None picks the best.
@@ -84,7 +84,7 @@ class PagedKV:
 
     pools: tuple[Pools, ...]
     bounds: tuple[Array | None, ...]
-    kept: tuple[Any, ...]
+    lists: tuple[Any, ...]
     observed: tuple[Any, ...]
     group: CacheGroup = field(metadata={"static": True})
     windows: tuple[int | None, ...] = field(metadata={"static": True})
@@ -124,7 +124,7 @@ class PagedKV:
         decode_count, bounds = batch.decode.lengths.shape[0], self.bounds[layer]
         if self.selector is not None:
             bounds = self.selector.seal(bounds, pools, batch.page_ids, batch.offsets, decode_count)
-        out, kept, handed = self._decode(layer, q[:decode_count], DensePages(*pools), bounds, batch)
+        out, reused, handed = self._decode(layer, q[:decode_count], DensePages(*pools), bounds, batch)
         if batch.prefill is not None:
             rows = batch.prefill
             chunk = pallas_kernels.paged_prefill_attention(
@@ -136,7 +136,7 @@ class PagedKV:
                 **self._options(layer),
             )
             out = jnp.concatenate([out, chunk])
-        return out, self._with_layer(layer, pools, bounds, kept, observed, handed)
+        return out, self._with_layer(layer, pools, bounds, reused, observed, handed)
 
     def copy_pages(self, source: Int[Array, " C"], target: Int[Array, " C"]) -> PagedKV:
         """Copies whole pages in every layer, ``source[i] -> target[i]``; pairs of page 0 are padding."""
@@ -161,11 +161,11 @@ class PagedKV:
             sealed = jnp.arange(len(new_pages)) < count // layout.page_size
             bounds = self.selector.seal_pages(bounds, pools, jnp.where(sealed, new_pages, 0))
         observed = self.observed[layer].with_tokens_moved(page_ids, slots, new_pages)
-        return self._with_layer(layer, pools, bounds, self.kept[layer], observed, self.handed)
+        return self._with_layer(layer, pools, bounds, self.lists[layer], observed, self.handed)
 
     def without_row(self, row: Int[Array, ""]) -> PagedKV:
-        """Forgets what layers kept of a row's earlier steps: another sequence takes it."""
-        return replace(self, kept=tuple(None if kept is None else kept.without(row) for kept in self.kept))
+        """Forgets the lists of a row's earlier steps: another sequence takes it."""
+        return replace(self, lists=tuple(None if lists is None else lists.without(row) for lists in self.lists))
 
     def end_step(self) -> tuple[PagedKV, Any]:
         """The state for the next step, and what the layers of this one handed on; None without a selector."""
@@ -179,19 +179,19 @@ class PagedKV:
         bounds: Array | None,
         batch: StepBatch,
     ) -> tuple[Float[Array, "B H D"], Any, Any]:
-        """Attention of the decode rows, and what the selector keeps of them and hands on."""
+        """Attention of the decode rows, the lists that the selector uses again, and what it hands on."""
         rows, options = batch.decode, self._options(layer)
         if self.selector is None:
-            lists = rows.page_list(self.group.layout.page_size)
-            return pages.attention(q, *lists, rows.lengths, **options), self.kept[layer], None
-        return self.selector.read(layer, q, pages, bounds, batch, self.kept[layer], self.handed, options)
+            everything = rows.page_list(self.group.layout.page_size)
+            return pages.attention(q, *everything, rows.lengths, **options), self.lists[layer], None
+        return self.selector.read(layer, q, pages, bounds, batch, self.lists[layer], self.handed, options)
 
     def _options(self, layer: int) -> dict[str, Any]:
         """Of the layer's attention."""
         return dict(window=self.windows[layer], soft_cap=self.soft_cap, implementation=self.implementation)
 
     def _with_layer(
-        self, layer: int, pools: Pools, bounds: Array | None, kept: Any, observed: Any, handed: Any
+        self, layer: int, pools: Pools, bounds: Array | None, lists: Any, observed: Any, handed: Any
     ) -> PagedKV:
         def put(values: tuple, value: Any) -> tuple:
             return (*values[:layer], value, *values[layer + 1 :])
@@ -200,7 +200,7 @@ class PagedKV:
             self,
             pools=put(self.pools, pools),
             bounds=put(self.bounds, bounds),
-            kept=put(self.kept, kept),
+            lists=put(self.lists, lists),
             observed=put(self.observed, observed),
             handed=handed,
         )
