@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import logging
 import time
 import uuid
 from collections import Counter, deque
 from typing import Any
 
+from sparsejax.serve.keys import KeyRing
 from sparsejax.serve.metrics import Metrics
 from sparsejax.serve.openai.errors import ApiError
 from sparsejax.serve.openai.options import HttpOptions
@@ -21,10 +20,10 @@ QUIET = ("/health", "/ping", "/ready", "/metrics", "/load")
 
 
 class Keys:
-    """Who may ask, and how much. A caller is known by a digest of its key; without keys all are one caller."""
+    """Who may ask, and how much."""
 
-    def __init__(self, options: HttpOptions, keys: tuple[str, ...]):
-        self._keys = [key.encode() for key in keys]
+    def __init__(self, options: HttpOptions):
+        self._ring = KeyRing(options.api_key)
         self._per_minute, self._at_once = options.key_requests_per_minute, options.key_concurrency
         self._starts: dict[str, deque[float]] = {}
         self._running: Counter[str] = Counter()
@@ -35,16 +34,12 @@ class Keys:
         Raises:
             ApiError: 401 it is none of the keys.
         """
-        if not self._keys:
-            return "anyone"
-        scheme, _, given = authorization.partition(b" ")
-        # Every key is compared, so that the time taken tells nothing.
-        found = [key for key in self._keys if hmac.compare_digest(key, given.strip())]
-        if scheme.lower() != b"bearer" or not found:
+        caller = self._ring.holder(authorization)
+        if caller is None:
             raise ApiError(
                 401, "the API key is missing or wrong: send 'Authorization: Bearer KEY'.", code="invalid_api_key"
             )
-        return hashlib.sha256(found[0]).hexdigest()[:12]
+        return caller
 
     def enter(self, caller: str) -> None:
         """Counts one more running request of `caller`.
