@@ -120,7 +120,8 @@ class PagedKV:
         )
         plain, q = q, rotate(q)
         if observed is not None:
-            observed = observed.with_step(plain, q, pools, batch, self._options(layer))
+            pages = DensePages(*pools)
+            observed = observed.with_step(plain, q, pages, pages, batch, self._options(layer))
         decode_count, bounds = batch.decode.lengths.shape[0], self.bounds[layer]
         if self.selector is not None:
             bounds = self.selector.seal(bounds, pools, batch.page_ids, batch.offsets, decode_count)
@@ -146,22 +147,38 @@ class PagedKV:
             bounds=tuple(None if b is None else b.at[target].set(b[source]) for b in self.bounds),
         )
 
-    def move_tokens(
+    def plain_pages(
+        self, layer: int, row: Int[Array, ""], page_ids: Int[Array, " S"], length: Int[Array, ""]
+    ) -> tuple[Pools, Int[Array, " S"]]:
+        """Pools in which the first `length` tokens of a row lie in the model's dtype, and the row's pages in them."""
+        return self.pools[layer], page_ids
+
+    def keep_tokens(
         self,
         layer: int,
+        row: Int[Array, ""],
         page_ids: Int[Array, " S"],
+        plain: tuple[Pools, Int[Array, " S"]],
         slots: Int[Array, "K C"],
         new_pages: Int[Array, " S2"],
         count: Int[Array, ""],
     ) -> PagedKV:
-        """Copies the first `count` of the tokens at `slots` of `page_ids`, per KV head, to the head of `new_pages`."""
-        layout, bounds = self.group.layout, self.bounds[layer]
-        pools = layout.move_tokens(self.pools[layer], page_ids, slots, new_pages)
+        """Moves the first `count` of the tokens at `slots`, per KV head, to the head of a row's `new_pages`.
+
+        Args:
+            page_ids: the row's pages so far; `plain`: what `plain_pages` gave for them.
+        """
+        picked = self.group.layout.pick(*plain, slots, len(new_pages))
+        pools = self.group.layout.put(self.pools[layer], picked, new_pages)
+        bounds = self.bounds[layer]
         if self.selector is not None:
-            sealed = jnp.arange(len(new_pages)) < count // layout.page_size
-            bounds = self.selector.seal_pages(bounds, pools, jnp.where(sealed, new_pages, 0))
+            bounds = self.selector.seal_pages(bounds, pools, self._full_pages(new_pages, count))
         observed = self.observed[layer].with_tokens_moved(page_ids, slots, new_pages)
         return self._with_layer(layer, pools, bounds, self.lists[layer], observed, self.handed)
+
+    def _full_pages(self, pages: Int[Array, " S"], num_tokens: Int[Array, ""]) -> Int[Array, " S"]:
+        """Those of `pages` that so many tokens fill, page 0 for the others."""
+        return jnp.where(jnp.arange(len(pages)) < num_tokens // self.group.layout.page_size, pages, 0)
 
     def without_row(self, row: Int[Array, ""]) -> PagedKV:
         """Forgets the lists of a row's earlier steps: another sequence takes it."""
