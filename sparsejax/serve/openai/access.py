@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 import uuid
 from collections import Counter, deque
+from collections.abc import Iterator
 from typing import Any
 
 from sparsejax.serve.keys import KeyRing
@@ -41,8 +43,9 @@ class Keys:
             )
         return caller
 
-    def enter(self, caller: str) -> None:
-        """Counts one more running request of `caller`.
+    @contextlib.contextmanager
+    def running(self, caller: str) -> Iterator[None]:
+        """Around a request of `caller`: counts it.
 
         Raises:
             ApiError: 429 it has too many, or started too many within a minute.
@@ -58,13 +61,19 @@ class Keys:
         if self._per_minute:
             starts.append(now)
         self._running[caller] += 1
-
-    def leave(self, caller: str) -> None:
-        self._running[caller] -= 1
+        try:
+            yield
+        finally:
+            self._running[caller] -= 1
 
 
 def _too_many(what: str, retry_after: float) -> ApiError:
     return ApiError(429, f"{what}: try again later.", code="rate_limit_exceeded", retry_after=max(retry_after, 1.0))
+
+
+def is_guarded(scope: Any) -> bool:
+    """Whether a request needs a key."""
+    return scope["path"].startswith(GUARDED) and scope["method"] != "OPTIONS"
 
 
 class Access:
@@ -91,19 +100,16 @@ class Access:
                 message = {**message, "headers": [*message["headers"], (b"x-request-id", request_id.encode())]}
             await send(message)
 
-        caller = None
-        try:
-            if scope["path"].startswith(GUARDED) and scope["method"] != "OPTIONS":
-                record["key"] = who = self._keys.caller(headers.get(b"authorization", b""))
-                self._keys.enter(who)
-                caller = who
-            await self._app(scope, receive, answer)
-        except ApiError as error:
-            await error.response()(scope, receive, answer)
-        finally:
-            if caller is not None:
-                self._keys.leave(caller)
-            self._note(scope, record, status, time.monotonic() - start)
+        with contextlib.ExitStack() as stack:
+            try:
+                if is_guarded(scope):
+                    record["key"] = caller = self._keys.caller(headers.get(b"authorization", b""))
+                    stack.enter_context(self._keys.running(caller))
+                await self._app(scope, receive, answer)
+            except ApiError as error:
+                await error.response()(scope, receive, answer)
+            finally:
+                self._note(scope, record, status, time.monotonic() - start)
 
     def _note(self, scope: Any, record: dict[str, Any], status: int, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", "unknown")
