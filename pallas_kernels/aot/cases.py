@@ -138,10 +138,24 @@ def _mass(case: Case, target: Target):
     return op, (_shape(*query, case.head_dim, dtype=dtype), keys, *lists, *norms)
 
 
+def _opened(case: Case, target: Target):
+    """As many listed pages as a chunk of a long row sees."""
+    dim, pages = case.head_dim, POOL_TOKENS // case.page
+    op = functools.partial(pallas_kernels.open_pages, implementation=target.BACKEND, head_dim=dim)
+    return (lambda *given: op(*given[:-1], count=given[-1])), (
+        *target.pools(pages, KV_HEADS, case.page, dim, jnp.bfloat16),
+        *target.coded_pools(pages, KV_HEADS, case.page, dim, case.dtype),
+        *(_shape(LISTED) for _ in range(2)),
+        _shape(),
+    )
+
+
 BUILDERS: dict[str, Callable[[Case, Target], tuple[Callable[..., Any], tuple[Any, ...]]]] = {
     "paged_decode_attention": _decode,
     "paged_prefill_attention": _prefill,
     "quantized_decode_attention": _decode,
+    "quantized_prefill_attention": _prefill,
+    "open_pages": _opened,
     "page_scores": _scores,
     "attention_mass": _mass,
     "window_scores": _mass,
@@ -150,6 +164,7 @@ STORED = {
     "paged_decode_attention": tuple(DTYPES),
     "paged_prefill_attention": tuple(DTYPES),
     "quantized_decode_attention": CODECS,
+    "quantized_prefill_attention": CODECS,
 }
 OPTIONS = (("window", 4096), ("soft_cap", 30.0))
 MASSES = (
@@ -167,6 +182,8 @@ def cases() -> Iterator[Case]:
         for dtype, head_dim, page in itertools.product(STORED[op], HEAD_DIMS, PAGES):
             yield Case(op, dtype, head_dim, page)
         yield Case(op, STORED[op][0], 128, 32, OPTIONS, per_head=True)
+    for codec, head_dim, page in itertools.product(CODECS, HEAD_DIMS, PAGES):
+        yield Case("open_pages", codec, head_dim, page)
     for dtype, head_dim in itertools.product(DTYPES, HEAD_DIMS):  # page sizes do not matter to bounds
         yield Case("page_scores", dtype, head_dim, 32)
     yield Case("page_scores", "bf16", 128, 32, (("group", "mean"),))
@@ -182,6 +199,7 @@ def sample() -> Iterator[Case]:
     yield Case("page_scores", "bf16", 128, 32)
     yield from (Case("attention_mass", "bf16", 128, 32, options) for options in MASSES)
     yield Case("window_scores", "bf16", 128, 32)
+    yield from (Case("open_pages", codec, 128, 32) for codec in CODECS)
     for op in STORED:
         first, *others = STORED[op]
         if len(others) > 1:
