@@ -93,6 +93,7 @@ def build_core(config: EngineConfig, model: LoadedModel | None = None, tokenizer
         policies=Policies(policies, selector, model.config.num_layers, max_model_len),
         cache=PrefixCache(allocator, config.page_size),
         prefix_caching=config.enable_prefix_caching,
+        cache_outputs=config.cache_outputs,
     )
     _warm(runner, config)
     return core

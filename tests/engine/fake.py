@@ -157,6 +157,7 @@ def make_core(
     page_size: int = 4,
     steps: int = 1,
     share_whole_pages: bool = False,
+    **caching: bool,
 ):
     limits = Limits(max_num_seqs, budget, budget - max_num_seqs, page_size, steps, share_whole_pages)
     allocator = PageAllocator(num_pages)
@@ -171,6 +172,7 @@ def make_core(
         seed=0,
         policies=Policies(declared(("dense", *EVICTING)), None, 1, 120),
         cache=cache,
+        **caching,
     )
 
 
