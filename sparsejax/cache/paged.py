@@ -99,7 +99,8 @@ class PagedKV:
 
     def parts(self) -> dict[str, Any]:
         """Its arrays by component."""
-        return {"kv_pages": self.pools, "page_bounds": self.bounds, "observed_attention": self.observed}
+        blocks = [kept and kept.blocks for kept in self.kept]
+        return {"kv_pages": self.pools, "page_bounds": (self.bounds, blocks), "observed_attention": self.observed}
 
     def attend(
         self,

@@ -144,7 +144,7 @@ def initial_state(
     observed = tuple(
         None if evictor is None else evictor.nothing_seen(num_rows + 1, group.layout) for _ in group.layers
     )
-    kept = tuple(None if selector is None else selector.initial_lists(num_rows + 1) for _ in group.layers)
+    kept = tuple(None if selector is None else selector.initial_kept(num_rows + 1, group.layout) for _ in group.layers)
     kind = CodedKV if isinstance(group.layout, CodedLayout) else PagedKV
     kv = kind(
         pools, bounds, kept, observed, group, config.windows, config.attn_soft_cap, implementation, selector
@@ -165,8 +165,9 @@ def state_bytes(state: DeviceState) -> dict[str, int]:
     def total(tree) -> int:
         return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
 
+    lists = [kept and kept.lists for kept in state.kv.kept]
     return {
         **{name: total(arrays) for name, arrays in state.kv.parts().items()},
         "page_tables": total(state.tables),
-        "sampling_rows": total((state.last_tokens, state.sampling, state.policy, state.keep, state.kv.kept)),
+        "sampling_rows": total((state.last_tokens, state.sampling, state.policy, state.keep, lists)),
     }
