@@ -111,7 +111,7 @@ class CodedKV(PagedKV):
         tail = jnp.minimum(full, len(new_pages) - 1), jnp.where(rest > 0, row + 1, 0)
         opened = layout.open.take(opened, picked, *(page[None] for page in tail))
         observed = self.observed[layer].with_tokens_moved(page_ids, slots, new_pages)
-        return self._with_layer(layer, (codes, opened), bounds, self.lists[layer], observed, self.handed)
+        return self._with_layer(layer, (codes, opened), bounds, self.carried[layer], observed, self.handed)
 
     def _chunk_pages(self, opened: Pools, k: Array, v: Array, batch: StepBatch) -> Pools:
         """A scratch pool with the page of each segment: the row's open page first, then the chunk's tokens."""

@@ -75,7 +75,7 @@ class PagedKV:
         pools: per layer, K and V as the group's layout stores them.
         windows: per layer, the sliding window in tokens, or None.
         bounds: per layer, what the selector keeps of sealed pages, or None.
-        lists: per layer, the lists of rows that the selector uses again in later steps, or None.
+        carried: per layer, what the selector carries of rows from step to step, or None.
         handed: what the selector hands from layer to layer; None between steps.
         observed: per layer, what eviction will look at (a `sparsity.seen.Seen`), or None.
         implementation: which backend serves the operations; None picks the best.
@@ -84,7 +84,7 @@ class PagedKV:
 
     pools: tuple[Pools, ...]
     bounds: tuple[Array | None, ...]
-    lists: tuple[Any, ...]
+    carried: tuple[Any, ...]
     observed: tuple[Any, ...]
     group: CacheGroup = field(metadata={"static": True})
     windows: tuple[int | None, ...] = field(metadata={"static": True})
@@ -99,7 +99,8 @@ class PagedKV:
 
     def parts(self) -> dict[str, Any]:
         """Its arrays by component."""
-        return {"kv_pages": self.pools, "page_bounds": self.bounds, "observed_attention": self.observed}
+        blocks = [carried and carried.blocks for carried in self.carried]
+        return {"kv_pages": self.pools, "page_bounds": (self.bounds, blocks), "observed_attention": self.observed}
 
     def attend(
         self,
@@ -174,15 +175,15 @@ class PagedKV:
         if self.selector is not None:
             bounds = self.selector.seal_pages(bounds, pools, self._full_pages(new_pages, count))
         observed = self.observed[layer].with_tokens_moved(page_ids, slots, new_pages)
-        return self._with_layer(layer, pools, bounds, self.lists[layer], observed, self.handed)
+        return self._with_layer(layer, pools, bounds, self.carried[layer], observed, self.handed)
 
     def _full_pages(self, pages: Int[Array, " S"], num_tokens: Int[Array, ""]) -> Int[Array, " S"]:
         """Those of `pages` that so many tokens fill, page 0 for the others."""
         return jnp.where(jnp.arange(len(pages)) < num_tokens // self.group.layout.page_size, pages, 0)
 
     def without_row(self, row: Int[Array, ""]) -> PagedKV:
-        """Forgets the lists of a row's earlier steps: another sequence takes it."""
-        return replace(self, lists=tuple(None if lists is None else lists.without(row) for lists in self.lists))
+        """Forgets what is carried of a row's earlier steps: another sequence takes it."""
+        return replace(self, carried=tuple(None if c is None else c.without(row) for c in self.carried))
 
     def end_step(self) -> tuple[PagedKV, Any]:
         """The state for the next step, and what the layers of this one handed on; None without a selector."""
@@ -196,19 +197,19 @@ class PagedKV:
         bounds: Array | None,
         batch: StepBatch,
     ) -> tuple[Float[Array, "B H D"], Any, Any]:
-        """Attention of the decode rows, the lists that the selector uses again, and what it hands on."""
+        """Attention of the decode rows, what the selector carries to the next step, and what it hands on."""
         rows, options = batch.decode, self._options(layer)
         if self.selector is None:
             everything = rows.page_list(self.group.layout.page_size)
-            return pages.attention(q, *everything, rows.lengths, **options), self.lists[layer], None
-        return self.selector.read(layer, q, pages, bounds, batch, self.lists[layer], self.handed, options)
+            return pages.attention(q, *everything, rows.lengths, **options), self.carried[layer], None
+        return self.selector.read(layer, q, pages, bounds, batch, self.carried[layer], self.handed, options)
 
     def _options(self, layer: int) -> dict[str, Any]:
         """Of the layer's attention."""
         return dict(window=self.windows[layer], soft_cap=self.soft_cap, implementation=self.implementation)
 
     def _with_layer(
-        self, layer: int, pools: Pools, bounds: Array | None, lists: Any, observed: Any, handed: Any
+        self, layer: int, pools: Pools, bounds: Array | None, carried: Any, observed: Any, handed: Any
     ) -> PagedKV:
         def put(values: tuple, value: Any) -> tuple:
             return (*values[:layer], value, *values[layer + 1 :])
@@ -217,7 +218,7 @@ class PagedKV:
             self,
             pools=put(self.pools, pools),
             bounds=put(self.bounds, bounds),
-            lists=put(self.lists, lists),
+            carried=put(self.carried, carried),
             observed=put(self.observed, observed),
             handed=handed,
         )

@@ -144,10 +144,12 @@ def initial_state(
     observed = tuple(
         None if evictor is None else evictor.nothing_seen(num_rows + 1, group.layout) for _ in group.layers
     )
-    lists = tuple(None if selector is None else selector.initial_lists(num_rows + 1) for _ in group.layers)
+    carried = tuple(
+        None if selector is None else selector.initial_carried(num_rows + 1, group.layout) for _ in group.layers
+    )
     kind = CodedKV if isinstance(group.layout, CodedLayout) else PagedKV
     kv = kind(
-        pools, bounds, lists, observed, group, config.windows, config.attn_soft_cap, implementation, selector
+        pools, bounds, carried, observed, group, config.windows, config.attn_soft_cap, implementation, selector
     )
     return DeviceState(
         kv,
@@ -165,8 +167,9 @@ def state_bytes(state: DeviceState) -> dict[str, int]:
     def total(tree) -> int:
         return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
 
+    lists = [carried and carried.lists for carried in state.kv.carried]
     return {
         **{name: total(arrays) for name, arrays in state.kv.parts().items()},
         "page_tables": total(state.tables),
-        "sampling_rows": total((state.last_tokens, state.sampling, state.policy, state.keep, state.kv.lists)),
+        "sampling_rows": total((state.last_tokens, state.sampling, state.policy, state.keep, lists)),
     }

@@ -86,6 +86,11 @@ def refusals(config: SparsityConfig) -> list[str]:
         reasons.append(
             f"interval={config.interval}: select={name} costs nothing to select anew in every step; leave it at 1."
         )
+    if config.block and kind is not SELECTS["quest"]:
+        reasons.append(
+            f"block={config.block}: select={name} reads no bounds of pages that those of blocks would limit; leave it "
+            "at 0, or select by 'quest'."
+        )
     if kind is SELECTS["omnikv"] and config.filter_layers is None:
         reasons.append(
             "select='omnikv' reads everything where it selects, which pays only if other layers reuse the lists: "
