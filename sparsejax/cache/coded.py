@@ -38,6 +38,14 @@ class CodedKV(PagedKV):
         sealed, opened = zip(*self.pools, strict=True)
         return super().parts() | {"kv_pages": sealed, "open_pages": opened}
 
+    def page_arrays(self) -> Any:
+        return tuple(sealed for sealed, _ in self.pools), self.bounds
+
+    def with_page_arrays(self, arrays: Any) -> CodedKV:
+        sealed, bounds = arrays
+        opened = (opened for _, opened in self.pools)
+        return replace(self, pools=tuple(zip(sealed, opened, strict=True)), bounds=bounds)
+
     def attend(
         self,
         layer: int,

@@ -92,10 +92,6 @@ class DenseLayout:
         """Stores the keys and values of T tokens, in place where the pools are donated."""
         return pallas_kernels.kv_write(*pools, k, v, page_ids, offsets, implementation=implementation)
 
-    def copy(self, pools: Pools, source: Int[Array, " C"], target: Int[Array, " C"]) -> Pools:
-        """Copies whole pages ``source[i] -> target[i]``; pairs of page 0 do nothing that is ever read."""
-        return self.take(pools, pools, source, target)
-
     def take(self, pools: Pools, others: Pools, source: Int[Array, " C"], target: Int[Array, " C"]) -> Pools:
         """Copies whole pages ``source[i]`` of other pools of this layout to ``target[i]`` of `pools`."""
         return jax.tree.map(lambda pool, other: pool.at[target].set(other[source]), pools, others)
@@ -173,12 +169,6 @@ class CodedLayout:
     def zeros(self) -> tuple[Codes, Pools]:
         """Empty pools of sealed pages and of open ones."""
         return self.sealed.zeros(), self.open.zeros()
-
-    def copy(
-        self, pools: tuple[Codes, Pools], source: Int[Array, " C"], target: Int[Array, " C"]
-    ) -> tuple[Codes, Pools]:
-        """Copies whole sealed pages ``source[i] -> target[i]``."""
-        return self.sealed.copy(pools[0], source, target), pools[1]
 
 
 def pick_tokens(

@@ -140,13 +140,18 @@ class PagedKV:
             out = jnp.concatenate([out, chunk])
         return out, self._with_layer(layer, pools, bounds, reused, observed, handed)
 
+    def page_arrays(self) -> Any:
+        """All that full pages consist of: a tree of arrays ``[N, ...]`` by page id, those of every layer."""
+        return self.pools, self.bounds
+
+    def with_page_arrays(self, arrays: Any) -> PagedKV:
+        """The same state with `arrays` in place of its `page_arrays`."""
+        pools, bounds = arrays
+        return replace(self, pools=pools, bounds=bounds)
+
     def copy_pages(self, source: Int[Array, " C"], target: Int[Array, " C"]) -> PagedKV:
         """Copies whole pages in every layer, ``source[i] -> target[i]``; pairs of page 0 are padding."""
-        return replace(
-            self,
-            pools=tuple(self.group.layout.copy(pools, source, target) for pools in self.pools),
-            bounds=tuple(None if b is None else b.at[target].set(b[source]) for b in self.bounds),
-        )
+        return self.with_page_arrays(jax.tree.map(lambda a: a.at[target].set(a[source]), self.page_arrays()))
 
     def plain_pages(
         self, layer: int, row: Int[Array, ""], page_ids: Int[Array, " S"], length: Int[Array, ""]
