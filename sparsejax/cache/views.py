@@ -8,6 +8,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Shaped
 
 import pallas_kernels
+from pallas_kernels.deltakv import Weights
+from pallas_kernels.deltakv_pools import DeltaPools
+from sparsejax.cache.codecs.deltakv import DeltaPages
 
 type Attended = Float[Array, "B H D"] | tuple[Float[Array, "B H D"], Float[Array, "B H"]]
 
@@ -46,21 +49,54 @@ class CodedPages(NamedTuple):
         **options: Any,
     ) -> Attended:
         """Attention of one query per row over listed pages, the row's open page last in each list that is not empty."""
-        options["return_lse"] = True
+        lists = (page_ids, jnp.maximum(counts - 1, 0), lengths)
         sealed = pallas_kernels.quantized_decode_attention(
-            q,
-            *self[:3],
-            page_ids,
-            jnp.maximum(counts - 1, 0),
-            lengths,
-            logical_ids=logical_ids,
-            **options,
+            q, *self[:3], *lists, logical_ids=logical_ids, return_lse=True, **options
         )
-        size = self.open_k.shape[2]
-        held = jnp.where(lengths > 0, (lengths - 1) % size + 1, 0)
-        ids = jnp.broadcast_to(self.own[:, None], counts.shape)[..., None]
-        own = pallas_kernels.paged_decode_attention(
-            q, self.open_k, self.open_v, ids, jnp.minimum(counts, 1), held, **options
-        )
-        out, lse = pallas_kernels.merge_partials(sealed, own)
+        out, lse = _with_own_page(sealed, q, (self.open_k, self.open_v), self.own, counts, lengths, options)
         return (out, lse) if return_lse else out
+
+
+class LatentPages(NamedTuple):
+    """Sealed pages as DeltaKV latents under one layer's compressor `weights`; `tables` lists all pages of each row, and
+    row b's open page is page ``own[b]`` of the `open` pools."""
+
+    sealed: DeltaPages
+    pools: DeltaPools
+    weights: Weights
+    tables: Int[Array, "B S"]
+    open_k: Float[Array, "R K P W"]
+    open_v: Float[Array, "R K P W"]
+    own: Int[Array, " B"]
+
+    def attention(
+        self,
+        q: Float[Array, "B H D"],
+        page_ids: Int[Array, "B 1 J"],
+        counts: Int[Array, "B 1"],
+        lengths: Int[Array, " B"],
+        **options: Any,
+    ) -> Float[Array, "B H D"]:
+        """Attention of one query per row over listed pages, the row's open page last in each list that is not empty."""
+        lists = (page_ids, jnp.maximum(counts - 1, 0), lengths)
+        sealed = self.sealed.decode_attention(q, self.pools, self.weights, self.tables, *lists, **options)
+        options.pop("logical_ids", None)
+        return _with_own_page(sealed, q, (self.open_k, self.open_v), self.own, counts, lengths, options)[0]
+
+
+def _with_own_page(
+    sealed: tuple[Array, Array],
+    q: Float[Array, "B H D"],
+    opened: tuple[Array, Array | None],
+    own: Int[Array, " B"],
+    counts: Int[Array, "B Kl"],
+    lengths: Int[Array, " B"],
+    options: dict[str, Any],
+) -> tuple[Float[Array, "B H D"], Float[Array, "B H"]]:
+    """Attention over sealed pages put together with that over each row's open page, where its list is not empty."""
+    held = jnp.where(lengths > 0, (lengths - 1) % opened[0].shape[2] + 1, 0)
+    ids = jnp.broadcast_to(own[:, None], counts.shape)[..., None]
+    raw = pallas_kernels.paged_decode_attention(
+        q, *opened, ids, jnp.minimum(counts, 1), held, return_lse=True, **options
+    )
+    return pallas_kernels.merge_partials(sealed, raw)

@@ -37,9 +37,11 @@ class Policy:
 
 
 DENSE = Policy(BASELINE)
+ANY_MODEL = tuple(name for name, preset in PRESETS.items() if preset.codec != "deltakv")
+"""Presets that every model can be served under: the others need something trained for it."""
 
 
-def make_policies(presets: Iterable[str] = PRESETS, budgets: Iterable[int | float] = ()) -> tuple[Policy, ...]:
+def make_policies(presets: Iterable[str] = ANY_MODEL, budgets: Iterable[int | float] = ()) -> tuple[Policy, ...]:
     """Every preset at every budget, dense once and first: all else is compared with it.
 
     Raises:
