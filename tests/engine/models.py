@@ -22,21 +22,26 @@ EOS = 7
 
 @functools.cache
 def tiny_model(
-    window: int | None = None, positions: int = 512, vocab_size: int = VOCAB, eos: int = EOS, kv_heads: int = 2
+    window: int | None = None,
+    positions: int = 512,
+    vocab_size: int = VOCAB,
+    eos: int = EOS,
+    kv_heads: int = 2,
+    layers: int = 2,
 ) -> LoadedModel:
-    """Two layers, GQA (MHA with 4 `kv_heads`), float32; weights wide enough that no two logits tie."""
+    """Two `layers`, GQA (MHA with 4 `kv_heads`), float32; weights wide enough that no two logits tie."""
     config = DecoderConfig(
         family="llama",
         vocab_size=vocab_size,
         hidden_size=64,
         intermediate_size=96,
-        num_layers=2,
+        num_layers=layers,
         num_heads=4,
         num_kv_heads=kv_heads,
         head_dim=16,
         max_position_embeddings=positions,
         eos_token_ids=(eos,),
-        windows=(window, None),
+        windows=(window, *(None,) * (layers - 1)),
     )
     return LoadedModel(config, init_params(config, jax.random.key(1), jnp.float32, std=0.3), None, jnp.dtype("float32"))
 
