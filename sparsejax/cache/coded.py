@@ -10,12 +10,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-import pallas_kernels
-from sparsejax.cache.codecs.quantized import Codes
 from sparsejax.cache.layout import Pools
 from sparsejax.cache.paged import PagedKV, StepBatch
 from sparsejax.cache.segments import Segments
-from sparsejax.cache.views import CodedPages
+from sparsejax.cache.views import CodedChunks, CodedPages
 
 
 @jax.tree_util.register_dataclass
@@ -40,6 +38,14 @@ class CodedKV(PagedKV):
         sealed, opened = zip(*self.pools, strict=True)
         return super().parts() | {"kv_pages": sealed, "open_pages": opened}
 
+    def page_arrays(self) -> Any:
+        return tuple(sealed for sealed, _ in self.pools), self.bounds
+
+    def with_page_arrays(self, arrays: Any) -> CodedKV:
+        sealed, bounds = arrays
+        opened = (opened for _, opened in self.pools)
+        return replace(self, pools=tuple(zip(sealed, opened, strict=True)), bounds=bounds)
+
     def attend(
         self,
         layer: int,
@@ -50,14 +56,14 @@ class CodedKV(PagedKV):
         rotate: Callable[[Array], Array],
     ) -> tuple[Float[Array, "T H D"], CodedKV]:
         """Writes the step's rotated keys and values, seals the pages that they fill, then reads each row's pages."""
-        layout = self.group.layout
-        q, k = rotate(q), rotate(k)
+        layout, observed = self.group.layout, self.observed[layer]
+        plain, q, k = q, rotate(q), rotate(k)
         (codes, opened), bounds = self.pools[layer], self.bounds[layer]
         count = batch.decode.lengths.shape[0]
         own = jnp.where(batch.decode.lengths > 0, batch.rows + 1, 0)
         opened = layout.open.write(opened, k[:count], v[:count], own, batch.offsets[:count], self.implementation)
         # A pool that is read before its last write would be copied: all writes come first.
-        scratch, cut, filled = None, batch.segments, []
+        chunks, cut, filled = None, batch.segments, []
         if batch.prefill is not None:
             scratch = self._chunk_pages(opened, k[count:], v[count:], batch)
             opened = layout.open.take(opened, scratch, cut.last, _open_pages(batch))
@@ -71,10 +77,49 @@ class CodedKV(PagedKV):
             for _, _, targets, number in filled:
                 bounds = layout.sealed.bounds(bounds, codes, targets, number, self.implementation)
         view = CodedPages(*layout.sealed.view(codes), *opened, own)
-        out, kept, handed = self._decode(layer, q[:count], view, bounds, batch)
-        if scratch is not None:
-            out = jnp.concatenate([out, self._prefill(layer, q[count:], codes, scratch, batch)])
-        return out, self._with_layer(layer, (codes, opened), bounds, kept, self.observed[layer], handed)
+        out, reused, handed = self._decode(layer, q[:count], view, bounds, batch)
+        if batch.prefill is not None:
+            chunks, rows = CodedChunks(layout.sealed, codes, *scratch, cut), batch.prefill
+            lists = (*rows.page_list(layout.page_size), rows.lengths, rows.query_starts)
+            out = jnp.concatenate([out, chunks.attention(q[count:], *lists, **self._options(layer))[0]])
+        if observed is not None:
+            observed = observed.with_step(plain, q, view, chunks, batch, self._options(layer))
+        return out, self._with_layer(layer, (codes, opened), bounds, reused, observed, handed)
+
+    def plain_pages(
+        self, layer: int, row: Int[Array, ""], page_ids: Int[Array, " S"], length: Int[Array, ""]
+    ) -> tuple[Pools, Int[Array, " S"]]:
+        """A scratch pool with the row's tokens as attention reads them: sealed pages decoded, then the open one."""
+        layout, (codes, opened) = self.group.layout, self.pools[layer]
+        full, rest = jnp.divmod(length, layout.page_size)
+        ids = jnp.arange(1, len(page_ids) + 1, dtype=jnp.int32)
+        scratch = layout.open.with_pages(len(ids) + 1).zeros()
+        scratch = layout.sealed.open(scratch, codes, page_ids, ids, full, self.implementation)
+        own = jnp.where(rest > 0, jnp.stack([row + 1, full + 1]), 0)[:, None]
+        return layout.open.take(scratch, opened, *own), ids
+
+    def keep_tokens(
+        self,
+        layer: int,
+        row: Int[Array, ""],
+        page_ids: Int[Array, " S"],
+        plain: tuple[Pools, Int[Array, " S"]],
+        slots: Int[Array, "K C"],
+        new_pages: Int[Array, " S2"],
+        count: Int[Array, ""],
+    ) -> CodedKV:
+        """As `PagedKV.keep_tokens`: full pages are coded anew, the tokens after them lie in the row's open page."""
+        layout, (codes, opened), bounds = self.group.layout, self.pools[layer], self.bounds[layer]
+        full, rest = jnp.divmod(count, layout.page_size)
+        picked = layout.open.pick(*plain, slots, len(new_pages))
+        sources = jnp.arange(len(new_pages), dtype=jnp.int32)
+        codes = layout.sealed.seal(codes, picked, sources, new_pages, full, self.implementation)
+        if bounds is not None:
+            bounds = layout.sealed.bounds(bounds, codes, new_pages, full, self.implementation)
+        tail = jnp.minimum(full, len(new_pages) - 1), jnp.where(rest > 0, row + 1, 0)
+        opened = layout.open.take(opened, picked, *(page[None] for page in tail))
+        observed = self.observed[layer].with_tokens_moved(page_ids, slots, new_pages)
+        return self._with_layer(layer, (codes, opened), bounds, self.carried[layer], observed, self.handed)
 
     def _chunk_pages(self, opened: Pools, k: Array, v: Array, batch: StepBatch) -> Pools:
         """A scratch pool with the page of each segment: the row's open page first, then the chunk's tokens."""
@@ -83,17 +128,6 @@ class CodedKV(PagedKV):
         scratch = layout.take(layout.zeros(), opened, _open_pages(batch), cut.first)
         offsets = batch.offsets[-len(cut.scratch) :]
         return layout.write(scratch, k, v, cut.scratch, offsets, self.implementation)
-
-    def _prefill(
-        self, layer: int, q: Float[Array, "T H D"], codes: Codes, scratch: Pools, batch: StepBatch
-    ) -> Float[Array, "T H D"]:
-        """The chunks: sealed pages in codes, each token's own page out of the scratch pool."""
-        rows, options = batch.prefill, self._options(layer)
-        lists = (*rows.page_list(self.group.layout.page_size), rows.lengths, rows.query_starts)
-        sealed = self.group.layout.sealed.prefill_attention(q, codes, *lists, **options)
-        lists = batch.segments.page_lists()
-        own = pallas_kernels.paged_prefill_attention(q, *scratch, *lists, return_lse=True, **options)
-        return pallas_kernels.merge_partials(sealed, own)[0]
 
 
 def _first(full: Array, sources: Int[Array, " S"], targets: Int[Array, " S"]) -> tuple[Array, Array, Array]:

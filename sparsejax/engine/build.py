@@ -11,6 +11,7 @@ import jax
 
 from sparsejax.cache.allocator import PageAllocator
 from sparsejax.cache.group import CacheGroup, make_group, pages_for
+from sparsejax.cache.prefix import PrefixCache
 from sparsejax.config import EngineConfig
 from sparsejax.engine.compile import release_compiler_memory, use_compile_cache
 from sparsejax.engine.core import EngineCore
@@ -73,9 +74,10 @@ def build_core(config: EngineConfig, model: LoadedModel | None = None, tokenizer
     keeps = tuple(policy.keep for policy in policies)
     evictor = Evictor.of(keeps, model.config, config.page_size, max_model_len)
     runner = Runner(model, group, table, width, IMPLEMENTATIONS[config.backend], selector, evictor)
+    allocator = PageAllocator(num_pages)
     core = EngineCore(
         runner,
-        PageAllocator(num_pages),
+        allocator,
         Limits(
             config.max_num_seqs,
             config.max_num_batched_tokens,
@@ -89,6 +91,8 @@ def build_core(config: EngineConfig, model: LoadedModel | None = None, tokenizer
         tokenizer=tokenizer,
         seed=config.seed,
         policies=Policies(policies, selector, model.config.num_layers, max_model_len),
+        cache=PrefixCache(allocator, config.page_size),
+        prefix_caching=config.enable_prefix_caching,
     )
     _warm(runner, config)
     return core

@@ -144,10 +144,12 @@ def initial_state(
     observed = tuple(
         None if evictor is None else evictor.nothing_seen(num_rows + 1, group.layout) for _ in group.layers
     )
-    kept = tuple(None if selector is None else selector.initial_kept(num_rows + 1, group.layout) for _ in group.layers)
+    carried = tuple(
+        None if selector is None else selector.initial_carried(num_rows + 1, group.layout) for _ in group.layers
+    )
     kind = CodedKV if isinstance(group.layout, CodedLayout) else PagedKV
     kv = kind(
-        pools, bounds, kept, observed, group, config.windows, config.attn_soft_cap, implementation, selector
+        pools, bounds, carried, observed, group, config.windows, config.attn_soft_cap, implementation, selector
     )
     return DeviceState(
         kv,
@@ -165,7 +167,7 @@ def state_bytes(state: DeviceState) -> dict[str, int]:
     def total(tree) -> int:
         return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
 
-    lists = [kept and kept.lists for kept in state.kv.kept]
+    lists = [carried and carried.lists for carried in state.kv.carried]
     return {
         **{name: total(arrays) for name, arrays in state.kv.parts().items()},
         "page_tables": total(state.tables),

@@ -56,13 +56,13 @@ class Lists:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Kept:
+class Carried:
     """What one layer keeps of its rows between steps: lists that serve several, bounds of blocks; None of what no
     policy uses."""
 
     lists: Lists | None
     blocks: Blocks | None
 
-    def without(self, row: Int[Array, ""]) -> Kept:
+    def without(self, row: Int[Array, ""]) -> Carried:
         """The same with nothing of `row`."""
-        return Kept(*(None if part is None else part.without(row) for part in (self.lists, self.blocks)))
+        return Carried(*(None if part is None else part.without(row) for part in (self.lists, self.blocks)))

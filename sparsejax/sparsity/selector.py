@@ -17,7 +17,7 @@ from sparsejax.errors import ConfigError
 from sparsejax.sparsity.blocks import Blocks, ends
 from sparsejax.sparsity.choice import candidates, choose
 from sparsejax.sparsity.kinds import ALL, Select
-from sparsejax.sparsity.lists import Kept, Lists
+from sparsejax.sparsity.lists import Carried, Lists
 from sparsejax.sparsity.policy import Role, SparsityConfig, selects_of
 from sparsejax.sparsity.select import Query
 
@@ -116,14 +116,14 @@ class Selector:
             return None
         return jnp.zeros((layout.num_pages, layout.num_kv_heads, 2 * layout.head_dim), layout.dtype)
 
-    def initial_kept(self, num_rows: int, layout: DenseLayout | CodedLayout) -> Kept | None:
+    def initial_carried(self, num_rows: int, layout: DenseLayout | CodedLayout) -> Carried | None:
         """What one layer keeps of its rows between steps, if anything."""
         lists = Lists.empty(num_rows, self.heads, self.width) if self.keeps else None
         blocks = None
         if self.block:
             tile = layout.num_kv_heads, 2 * layout.head_dim
             blocks = Blocks.empty(num_rows, self.longest, self.block, tile, layout.dtype)
-        return Kept(lists, blocks) if lists or blocks else None
+        return Carried(lists, blocks) if lists or blocks else None
 
     def seal(
         self,
@@ -155,10 +155,10 @@ class Selector:
         pages: DensePages | CodedPages,
         bounds: Float[Array, "N K X"] | None,
         batch: StepBatch,
-        kept: Kept | None,
+        carried: Carried | None,
         handed: Handed | None,
         options: dict[str, Any],
-    ) -> tuple[Float[Array, "B H D"], Kept | None, Handed]:
+    ) -> tuple[Float[Array, "B H D"], Carried | None, Handed]:
         """Attention of the decode rows in one layer, what it keeps, and what it hands on.
 
         Rows whose budget covers their pages read all of them and pay for nothing else. What a row reads depends on
@@ -172,7 +172,7 @@ class Selector:
         role, fits = policy.roles[:, layer], listed <= policy.budget
         owns = ((role == Role.SELECT) | (role == Role.SELECT_READ_ALL)) & ~fits
         due, lists = owns, handed.lists
-        held, blocks = (None, None) if kept is None else (kept.lists, kept.blocks)
+        held, blocks = (None, None) if carried is None else (carried.lists, carried.blocks)
         if held is not None:
             mine = held.at(batch.rows)
             due &= ((lengths - 1) % policy.interval == 0) | (mine.counts.min(-1) == 0)
@@ -225,11 +225,11 @@ class Selector:
         out, lists, captured = lax.cond((due | ~reads_all).any(), some, none)
         if held is not None:
             held = held.with_rows(batch.rows, lists.where(owns, mine))
-        kept = None if kept is None else Kept(held, blocks)
+        carried = None if carried is None else Carried(held, blocks)
         heads = pages.k_pages.shape[1]
         read = jnp.where(reads_all, heads * listed, heads // self.heads * lists.counts.sum(-1))
         recall = handed.recall if captured is None else handed.recall.at[:, layer].set(captured)
-        return out, kept, Handed(lists, handed.tiles + jnp.stack([heads * listed, read], -1), recall)
+        return out, carried, Handed(lists, handed.tiles + jnp.stack([heads * listed, read], -1), recall)
 
 
 def _of(rows: Array, counts: Array) -> Array:

@@ -34,15 +34,15 @@ class Layers:
         row = pack_policy(config, PAGES * SIZE, SIZE, self.selector.selects, LAYERS)
         self.policy = PolicyRows(**{name: jnp.asarray(value[None]) for name, value in row.items()})
         layout = DenseLayout.plain(PAGES + 1, KV_HEADS, SIZE, DIM, np.dtype(np.float32))
-        self.kept = [self.selector.initial_kept(1, layout) for _ in range(LAYERS)]
+        self.carried = [self.selector.initial_carried(1, layout) for _ in range(LAYERS)]
         every = jnp.arange(PAGES + 1, dtype=jnp.int32)
         self.bounds = jax.jit(pallas_kernels.page_bounds)(jnp.zeros((PAGES + 1, KV_HEADS, 2 * DIM)), KEYS, every)
 
     @functools.partial(jax.jit, static_argnums=(0, 1))
-    def _read(self, layer, q, length, kept, handed):
+    def _read(self, layer, q, length, carried, handed):
         nothing = jnp.zeros(1, jnp.int32)
         batch = StepBatch(*[nothing] * 4, Rows(IDS, length), rows=nothing, policy=self.policy)
-        return self.selector.read(layer, q, DensePages(KEYS, KEYS), self.bounds, batch, kept, handed, OPTIONS)
+        return self.selector.read(layer, q, DensePages(KEYS, KEYS), self.bounds, batch, carried, handed, OPTIONS)
 
     def step(self, length: int, seed: int):
         """Outputs and lists of every layer for random queries of a row of `length` tokens."""
@@ -50,7 +50,7 @@ class Layers:
         for layer in range(LAYERS):
             q = 3 * rng.standard_normal((1, HEADS, DIM)).astype(np.float32)
             length_ = np.asarray([length], np.int32)
-            out, self.kept[layer], handed = self._read(layer, q, length_, self.kept[layer], handed)
+            out, self.carried[layer], handed = self._read(layer, q, length_, self.carried[layer], handed)
             lists = [handed.lists.ids[0, h, : handed.lists.counts[0, h]].tolist() for h in range(self.selector.heads)]
             seen.append((q, np.asarray(out[0]), lists))
         self.recall = np.asarray(handed.recall[0])
@@ -154,7 +154,7 @@ def test_a_row_that_fits_reads_everything_and_keeps_no_list():
     for q, out, lists in seen:
         np.testing.assert_allclose(out, attention(q[0], [range(11)] * KV_HEADS, 44), atol=1e-5)
         assert lists == [[], []]
-    assert tiles[0] == tiles[1] and all(int(kept.lists.counts.sum()) == 0 for kept in layers.kept)
+    assert tiles[0] == tiles[1] and all(int(carried.lists.counts.sum()) == 0 for carried in layers.carried)
     seen, _ = layers.step(45, 2)
     assert all(len(mine) == 10 for _, _, lists in seen for mine in lists)  # 11 pages less one for growth
 
