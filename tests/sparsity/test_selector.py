@@ -104,8 +104,8 @@ def test_of_pages_in_the_best_blocks_the_best_are_read(interval):
 def test_blocks_that_hold_all_candidates_change_nothing():
     plain, blocks = Layers(budget=20), Layers(budget=20, block=2, candidates=6)
     for length in (44, 45, 46, 48):
-        steps = (one.step(length, length)[0] for one in (blocks, plain))
-        for (_, ours, lists), (_, theirs, wanted) in zip(*steps, strict=True):
+        both = (one.step(length, length)[0] for one in (blocks, plain))
+        for (_, ours, lists), (_, theirs, wanted) in zip(*both, strict=True):
             assert lists == wanted
             np.testing.assert_allclose(ours, theirs, atol=1e-6)
 
