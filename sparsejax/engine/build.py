@@ -11,9 +11,11 @@ import jax
 
 from sparsejax.cache.allocator import PageAllocator
 from sparsejax.cache.group import CacheGroup, make_group, pages_for
+from sparsejax.cache.prefix import PrefixCache
 from sparsejax.config import EngineConfig
 from sparsejax.engine.compile import release_compiler_memory, use_compile_cache
 from sparsejax.engine.core import EngineCore
+from sparsejax.engine.latents import compressor_of, plan_of
 from sparsejax.engine.policies import Policies
 from sparsejax.engine.runner import Runner
 from sparsejax.engine.scheduler import Limits
@@ -59,10 +61,16 @@ def build_core(config: EngineConfig, model: LoadedModel | None = None, tokenizer
     table = StepTable.build(config.max_num_seqs, config.max_num_batched_tokens, config.num_decode_steps)
     width = -(-max_model_len // config.page_size)
     platform = jax.default_backend()
-    policies = declared(config.sparsity)
-    codec = policies[0].codec
+    policies, filters, plan = declared(config.sparsity), None, None
+    codec, compressor = policies[0].codec, compressor_of(policies[0], model, config.page_size)
+    if compressor is not None:
+        plan = plan_of(compressor, model.config.num_layers, policies[0].filter_codec)
+        filters = plan.filter_layers
+        policies = tuple(policy.within(filters) for policy in policies)
 
     def group_of(num_pages: int) -> CacheGroup:
+        if plan is not None:
+            return plan.group(model.config, model.dtype, num_pages, table.max_rows, platform)
         shape = (model.config, config.page_size, model.dtype, num_pages, platform)
         return make_group(*shape, codec=codec, num_rows=table.max_rows)
 
@@ -72,10 +80,11 @@ def build_core(config: EngineConfig, model: LoadedModel | None = None, tokenizer
     _check_keeps(policies, model.config)
     keeps = tuple(policy.keep for policy in policies)
     evictor = Evictor.of(keeps, model.config, config.page_size, max_model_len)
-    runner = Runner(model, group, table, width, IMPLEMENTATIONS[config.backend], selector, evictor)
+    allocator = PageAllocator(num_pages)
+    runner = Runner(model, group, table, width, IMPLEMENTATIONS[config.backend], selector, evictor, compressor)
     core = EngineCore(
         runner,
-        PageAllocator(num_pages),
+        allocator,
         Limits(
             config.max_num_seqs,
             config.max_num_batched_tokens,
@@ -88,7 +97,9 @@ def build_core(config: EngineConfig, model: LoadedModel | None = None, tokenizer
         eos_ids=model.config.eos_token_ids,
         tokenizer=tokenizer,
         seed=config.seed,
-        policies=Policies(policies, selector, model.config.num_layers, max_model_len),
+        cache=PrefixCache(allocator, config.page_size),
+        prefix_caching=config.enable_prefix_caching,
+        policies=Policies(policies, selector, model.config.num_layers, max_model_len, filters),
     )
     _warm(runner, config)
     return core
