@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 import time
@@ -23,6 +24,7 @@ from sparsejax.errors import CapacityError, ConfigError
 from sparsejax.models.config import DecoderConfig
 from sparsejax.models.loader import LoadedModel, load_model
 from sparsejax.models.tokenizer import has_tokenizer, load_tokenizer
+from sparsejax.sparsity.calibration import read_filters, with_filters
 from sparsejax.sparsity.evictor import Evictor
 from sparsejax.sparsity.policy import SparsityConfig, declared
 from sparsejax.sparsity.selector import Selector
@@ -60,7 +62,8 @@ def build_core(config: EngineConfig, model: LoadedModel | None = None, tokenizer
     table = StepTable.build(config.max_num_seqs, config.max_num_batched_tokens, config.num_decode_steps)
     width = -(-max_model_len // config.page_size)
     platform = jax.default_backend()
-    policies = declared(config.sparsity)
+    filter_layers = functools.cache(functools.partial(read_filters, model))
+    policies = with_filters(declared(config.sparsity), filter_layers)
     codec = policies[0].codec
 
     def group_of(num_pages: int) -> CacheGroup:
@@ -90,7 +93,7 @@ def build_core(config: EngineConfig, model: LoadedModel | None = None, tokenizer
         eos_ids=model.config.eos_token_ids,
         tokenizer=tokenizer,
         seed=config.seed,
-        policies=Policies(policies, selector, model.config.num_layers, max_model_len),
+        policies=Policies(policies, selector, model.config.num_layers, max_model_len, filter_layers),
         cache=PrefixCache(allocator, config.page_size),
         prefix_caching=config.enable_prefix_caching,
     )

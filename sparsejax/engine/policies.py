@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 
 from sparsejax.engine.params import SamplingParams
 from sparsejax.errors import ConfigError, RequestError
+from sparsejax.sparsity.calibration import with_filters
 from sparsejax.sparsity.eviction import Eviction
 from sparsejax.sparsity.keep_rows import pack_keep
 from sparsejax.sparsity.kinds import ALL
@@ -20,11 +22,17 @@ class Policies:
     """The policies of one engine. The first is the default; reading everything is always allowed."""
 
     def __init__(
-        self, declared: tuple[SparsityConfig, ...], selector: Selector | None, num_layers: int, max_model_len: int
+        self,
+        declared: tuple[SparsityConfig, ...],
+        selector: Selector | None,
+        num_layers: int,
+        max_model_len: int,
+        filter_layers: Callable[[], tuple[int, ...] | None] = lambda: None,
     ):
         self.default = declared[0]
         self.selector = selector
         self.num_layers = num_layers
+        self._filter_layers = filter_layers
         for policy in declared:
             policy.layer_roles(num_layers)
         evicting = [policy.keep for policy in declared if policy.keep.method != "all"]
@@ -43,6 +51,7 @@ class Policies:
             policy = SparsityConfig.coerce(params.sparsity)
             if policy.codec is None:
                 policy = dataclasses.replace(policy, codec=self.default.codec)
+            (policy,) = with_filters([policy], self._filter_layers)
             policy.layer_roles(self.num_layers)
         except ConfigError as error:
             raise RequestError(str(error), parameter="sparsity", value=params.sparsity) from error

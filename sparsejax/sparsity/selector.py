@@ -24,17 +24,20 @@ from sparsejax.sparsity.select import Query
 
 class Handed(NamedTuple):
     """What a layer hands on to the next one within a step: the rows' lists, the tiles (a page of one KV head of one
-    layer) that they hold and have read so far, and the share of each layer's attention probability that they
+    layer) that they hold and have read so far, how many lists a `top_p` made for them and how many of these fill the
+    whole budget, and the share of each layer's attention probability that they
     captured (mean over heads; -1: not measured)."""
 
     lists: Lists
     tiles: Int[Array, "B 2"]
+    capped: Int[Array, "B 2"]
     recall: Float[Array, "B L"]
 
     @classmethod
     def first(cls, lists: Lists, num_layers: int) -> Handed:
         rows = len(lists.counts)
-        return cls(lists, jnp.zeros((rows, 2), jnp.int32), jnp.full((rows, num_layers), -1.0))
+        nothing = jnp.zeros((rows, 2), jnp.int32)
+        return cls(lists, nothing, nothing, jnp.full((rows, num_layers), -1.0))
 
 
 @dataclass(frozen=True)
@@ -177,6 +180,7 @@ class Selector:
             mine = held.at(batch.rows)
             due &= ((lengths - 1) % policy.interval == 0) | (mine.counts.min(-1) == 0)
             lists = mine.grown(listed).where(owns, lists)
+        limited = due & (policy.top_p < 1)
         reads_all = fits | (role == Role.READ_ALL) | (due & (role == Role.SELECT_READ_ALL))
 
         def attention(page_ids: Array, counts: Array, **more: Any) -> Any:
@@ -229,7 +233,10 @@ class Selector:
         heads = pages.k_pages.shape[1]
         read = jnp.where(reads_all, heads * listed, heads // self.heads * lists.counts.sum(-1))
         recall = handed.recall if captured is None else handed.recall.at[:, layer].set(captured)
-        return out, carried, Handed(lists, handed.tiles + jnp.stack([heads * listed, read], -1), recall)
+        full = (lists.counts >= (policy.budget - policy.growth)[:, None]).sum(-1)
+        capped = jnp.where(limited[:, None], jnp.stack([jnp.full_like(full, self.heads), full], -1), 0)
+        tiles = handed.tiles + jnp.stack([heads * listed, read], -1)
+        return out, carried, Handed(lists, tiles, handed.capped + capped, recall)
 
 
 def _of(rows: Array, counts: Array) -> Array:
