@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 import time
@@ -24,6 +25,7 @@ from sparsejax.errors import CapacityError, ConfigError
 from sparsejax.models.config import DecoderConfig
 from sparsejax.models.loader import LoadedModel, load_model
 from sparsejax.models.tokenizer import has_tokenizer, load_tokenizer
+from sparsejax.sparsity.calibration import read_filters, with_filters
 from sparsejax.sparsity.evictor import Evictor
 from sparsejax.sparsity.policy import SparsityConfig, declared
 from sparsejax.sparsity.selector import Selector
@@ -61,12 +63,15 @@ def build_core(config: EngineConfig, model: LoadedModel | None = None, tokenizer
     table = StepTable.build(config.max_num_seqs, config.max_num_batched_tokens, config.num_decode_steps)
     width = -(-max_model_len // config.page_size)
     platform = jax.default_backend()
-    policies, filters, plan = declared(config.sparsity), None, None
+    policies, plan = declared(config.sparsity), None
     codec, compressor = policies[0].codec, compressor_of(policies[0], model, config.page_size)
-    if compressor is not None:
+    if compressor is None:
+        measured = functools.cache(functools.partial(read_filters, model))
+        settled = functools.partial(with_filters, measured=measured)
+    else:
         plan = plan_of(compressor, model.config.num_layers, policies[0].filter_codec)
-        filters = plan.filter_layers
-        policies = tuple(policy.within(filters) for policy in policies)
+        settled = functools.partial(SparsityConfig.within, filters=plan.filter_layers)
+    policies = tuple(map(settled, policies))
 
     def group_of(num_pages: int) -> CacheGroup:
         if plan is not None:
@@ -99,7 +104,7 @@ def build_core(config: EngineConfig, model: LoadedModel | None = None, tokenizer
         seed=config.seed,
         cache=PrefixCache(allocator, config.page_size),
         prefix_caching=config.enable_prefix_caching,
-        policies=Policies(policies, selector, model.config.num_layers, max_model_len, filters),
+        policies=Policies(policies, selector, model.config.num_layers, max_model_len, settled),
     )
     _warm(runner, config)
     return core
