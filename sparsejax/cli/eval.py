@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--lengths", type=int, nargs="+", metavar="N", help="tokens of a document with its question")
     group.add_argument("--samples", type=int, metavar="N", help="documents per case and length")
     group.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the first document (default: 0)")
-    group.add_argument("--presets", nargs="+", metavar="NAME", help="sparsity presets (default: all that need no training)")
+    group.add_argument("--presets", nargs="+", metavar="NAME", help="sparsity presets (default: all but deltakv)")
     group.add_argument("--budgets", nargs="+", metavar="B", help="tokens (2048) or share of prompt (0.25)")
     group.add_argument("--every-cell", action="store_true", help="all presets serve what dense has not learned, too")
     group.add_argument("--json", metavar="FILE", help="write everything that was measured")

@@ -11,10 +11,11 @@ import jax
 
 from sparsejax.cache.allocator import PageAllocator
 from sparsejax.cache.group import CacheGroup, make_group, pages_for
+from sparsejax.cache.plan import Plan
 from sparsejax.config import EngineConfig
 from sparsejax.engine.compile import release_compiler_memory, use_compile_cache
 from sparsejax.engine.core import EngineCore
-from sparsejax.engine.latents import compressor_of, plan_of
+from sparsejax.engine.latents import compressor_of
 from sparsejax.engine.policies import Policies
 from sparsejax.engine.runner import Runner
 from sparsejax.engine.scheduler import Limits
@@ -63,7 +64,8 @@ def build_core(config: EngineConfig, model: LoadedModel | None = None, tokenizer
     policies, filters, plan = declared(config.sparsity), None, None
     codec, compressor = policies[0].codec, compressor_of(policies[0], model, config.page_size)
     if compressor is not None:
-        plan = plan_of(compressor, model.config.num_layers, policies[0].filter_codec)
+        shapes = {layer: weights["g"].shape for layer, weights in compressor.layers.items()}
+        plan = Plan.of(compressor.grid, shapes, model.config.num_layers, policies[0].filter_codec)
         filters = plan.filter_layers
         policies = tuple(policy.within(filters) for policy in policies)
 
