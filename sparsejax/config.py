@@ -40,6 +40,8 @@ class EngineConfig:
         sparsity: what requests read of their KV cache and how it is stored: a preset, a mapping or a
             `SparsityConfig`, or a list of those that requests may choose from (``SamplingParams.sparsity``), the
             default first. All of them share one codec.
+        enable_prefix_caching: keep full pages of what was computed as long as nobody needs the room, so that a request
+            that begins with the same tokens starts from them.
         warmup: ``"full"`` compiles every step program before the constructor returns, ``"lazy"`` those that
             a first request needs, ``"none"`` each at its first use.
         compile_cache_dir: where compiled programs persist; ``""`` turns the cache off.
@@ -58,7 +60,7 @@ class EngineConfig:
     max_num_batched_tokens: int = 512
     num_decode_steps: int = 4
     sparsity: Any = "dense"
-    enable_prefix_caching: bool = False
+    enable_prefix_caching: bool = True
     host_kv_bytes: int = 0
     disk_kv_path: str | None = None
     disk_kv_bytes: int = 0
@@ -96,7 +98,6 @@ class EngineConfig:
 
     def _refuse_unbuilt(self) -> None:
         for name in (
-            "enable_prefix_caching",
             "host_kv_bytes",
             "disk_kv_path",
             "disk_kv_bytes",

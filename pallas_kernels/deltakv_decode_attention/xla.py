@@ -9,7 +9,7 @@ from jaxtyping import Array
 from pallas_kernels.deltakv import Grid, Weights, halves
 from pallas_kernels.deltakv_pools import DeltaPools, base_and_latents
 from pallas_kernels.groups import HIDDEN
-from pallas_kernels.pages import LARGE, batched, block_of
+from pallas_kernels.pages import MEDIUM, batched, block_of
 from pallas_kernels.rotation import rotated
 
 
@@ -33,7 +33,7 @@ def deltakv_decode_attention(
     """See `pallas_kernels.deltakv_decode_attention`."""
     heads, head_dim = q.shape[1:]
     kv_heads, groups, latent = pools.centers.shape[1], pools.latents.shape[1], pools.latents.shape[3]
-    size = min(block_of(LARGE, grid.page_size), page_ids.shape[2])
+    size = min(block_of(MEDIUM, grid.page_size), page_ids.shape[2])
     g = weights["g"].astype(jnp.float32).reshape(groups, kv_heads // groups, 2, head_dim, latent)
     g_keys, g_values = g[:, :, 0], g[:, :, 1]
     padding = ((0, 0), (0, -page_ids.shape[2] % size))

@@ -10,12 +10,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-import pallas_kernels
-from sparsejax.cache.codecs.quantized import Codes, Partial
+from sparsejax.cache.codecs.quantized import Codes
 from sparsejax.cache.layout import DenseLayout, Pools
 from sparsejax.cache.paged import PagedKV, StepBatch
 from sparsejax.cache.segments import Segments
-from sparsejax.cache.views import CodedPages
+from sparsejax.cache.views import CodedChunks, CodedPages
 
 
 @jax.tree_util.register_dataclass
@@ -40,6 +39,14 @@ class CodedKV(PagedKV):
         sealed, opened = zip(*self.pools, strict=True)
         return super().parts() | {"kv_pages": sealed, "open_pages": opened}
 
+    def page_arrays(self) -> Any:
+        return tuple(sealed for sealed, _ in self.pools), self.bounds
+
+    def with_page_arrays(self, arrays: Any) -> CodedKV:
+        sealed, bounds = arrays
+        opened = (opened for _, opened in self.pools)
+        return replace(self, pools=tuple(zip(sealed, opened, strict=True)), bounds=bounds)
+
     def attend(
         self,
         layer: int,
@@ -50,8 +57,8 @@ class CodedKV(PagedKV):
         rotate: Callable[[Array], Array],
     ) -> tuple[Float[Array, "T H D"], CodedKV]:
         """Writes the step's rotated keys and values, seals the pages that they fill, then reads each row's pages."""
-        layout = self.group.layouts[layer]
-        q, k = rotate(q), rotate(k)
+        layout, observed = self.group.layouts[layer], self.observed[layer]
+        plain, q, k = q, rotate(q), rotate(k)
         codes, bounds, count = self.pools[layer][0], self.bounds[layer], batch.decode.lengths.shape[0]
         opened, scratch, filled = self._write(layer, k, v, batch)
         # A pool that is read before its last write would be copied: all writes come first.
@@ -60,11 +67,50 @@ class CodedKV(PagedKV):
         if bounds is not None:
             for pages in filled:
                 bounds = layout.sealed.bounds(bounds, codes, pages.targets, pages.count, self.implementation)
-        view = self._view(layer, codes, opened, batch)
-        out, kept, handed = self._decode(layer, q[:count], view, bounds, batch)
-        if scratch is not None:
-            out = jnp.concatenate([out, self._prefill(layer, q[count:], codes, scratch, batch)])
-        return out, self._with_layer(layer, (codes, opened), bounds, kept, self.observed[layer], handed)
+        chunks, view = None, self._view(layer, codes, opened, batch)
+        out, reused, handed = self._decode(layer, q[:count], view, bounds, batch)
+        if batch.prefill is not None:
+            chunks, rows = self._chunks(layer, codes, scratch, batch), batch.prefill
+            lists = (*rows.page_list(layout.page_size), rows.lengths, rows.query_starts)
+            out = jnp.concatenate([out, chunks.attention(q[count:], *lists, **self._options(layer))[0]])
+        if observed is not None:
+            observed = observed.with_step(plain, q, view, chunks, batch, self._options(layer))
+        return out, self._with_layer(layer, (codes, opened), bounds, reused, observed, handed)
+
+    def plain_pages(
+        self, layer: int, row: Int[Array, ""], page_ids: Int[Array, " S"], length: Int[Array, ""]
+    ) -> tuple[Pools, Int[Array, " S"]]:
+        """A scratch pool with the row's tokens as attention reads them: sealed pages decoded, then the open one."""
+        layout, (codes, opened) = self.group.layouts[layer], self.pools[layer]
+        full, rest = jnp.divmod(length, layout.page_size)
+        ids = jnp.arange(1, len(page_ids) + 1, dtype=jnp.int32)
+        scratch = layout.open.with_pages(len(ids) + 1).zeros()
+        scratch = layout.sealed.open(scratch, codes, page_ids, ids, full, self.implementation)
+        own = jnp.where(rest > 0, jnp.stack([row + 1, full + 1]), 0)[:, None]
+        return layout.open.take(scratch, opened, *own), ids
+
+    def keep_tokens(
+        self,
+        layer: int,
+        row: Int[Array, ""],
+        page_ids: Int[Array, " S"],
+        plain: tuple[Pools, Int[Array, " S"]],
+        slots: Int[Array, "K C"],
+        new_pages: Int[Array, " S2"],
+        count: Int[Array, ""],
+    ) -> CodedKV:
+        """As `PagedKV.keep_tokens`: full pages are coded anew, the tokens after them lie in the row's open page."""
+        layout, (codes, opened), bounds = self.group.layouts[layer], self.pools[layer], self.bounds[layer]
+        full, rest = jnp.divmod(count, layout.page_size)
+        picked = layout.open.pick(*plain, slots, len(new_pages))
+        sources = jnp.arange(len(new_pages), dtype=jnp.int32)
+        codes = layout.sealed.seal(codes, picked, sources, new_pages, full, self.implementation)
+        if bounds is not None:
+            bounds = layout.sealed.bounds(bounds, codes, new_pages, full, self.implementation)
+        tail = jnp.minimum(full, len(new_pages) - 1), jnp.where(rest > 0, row + 1, 0)
+        opened = layout.open.take(opened, picked, *(page[None] for page in tail))
+        observed = self.observed[layer].with_tokens_moved(page_ids, slots, new_pages)
+        return self._with_layer(layer, (codes, opened), bounds, self.carried[layer], observed, self.handed)
 
     def _write(self, layer: int, k: Array, v: Array, batch: StepBatch) -> tuple[Pools, Pools | None, list[Filled]]:
         """Open pages with the step's tokens, a scratch pool with the pages of its chunks, and what is full of both."""
@@ -100,19 +146,9 @@ class CodedKV(PagedKV):
         offsets = batch.offsets[-len(cut.scratch) :]
         return layout.write(scratch, k, v, cut.scratch, offsets, self.implementation)
 
-    def _prefill(
-        self, layer: int, q: Float[Array, "T H D"], codes: Codes, scratch: Pools, batch: StepBatch
-    ) -> Float[Array, "T H D"]:
-        """The chunks: sealed pages in codes, each token's own page out of the scratch pool."""
-        lists, options = batch.segments.page_lists(), self._options(layer)
-        own = pallas_kernels.paged_prefill_attention(q, *scratch, *lists, return_lse=True, **options)
-        return pallas_kernels.merge_partials(self._prefill_sealed(layer, q, codes, batch), own)[0]
-
-    def _prefill_sealed(self, layer: int, q: Float[Array, "T H D"], codes: Codes, batch: StepBatch) -> Partial:
-        """What the chunks read of sealed pages."""
-        rows, layout = batch.prefill, self.group.layouts[layer]
-        lists = (*rows.page_list(layout.page_size), rows.lengths, rows.query_starts)
-        return layout.sealed.prefill_attention(q, codes, *lists, **self._options(layer))
+    def _chunks(self, layer: int, codes: Codes, scratch: Pools, batch: StepBatch) -> CodedChunks:
+        """What the chunks read."""
+        return CodedChunks(self.group.layouts[layer].sealed, codes, *scratch, batch.segments)
 
 
 class Filled(NamedTuple):

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
 from jaxtyping import Array, Float
 
 from pallas_kernels.deltakv_pools import DeltaPools
-from sparsejax.cache.codecs.quantized import Partial
 from sparsejax.cache.coded import CodedKV, Filled, own_pages
 from sparsejax.cache.layout import DenseLayout, Pools
 from sparsejax.cache.paged import PagedKV, StepBatch
-from sparsejax.cache.views import CodedPages, LatentPages
+from sparsejax.cache.views import CodedChunks, CodedPages, LatentChunks, LatentPages
 
 
 @jax.tree_util.register_dataclass
@@ -48,6 +47,18 @@ class LatentKV(CodedKV):
             found["open_pages"].append(opened)
         return PagedKV.parts(self) | found
 
+    def page_arrays(self) -> Any:
+        stored = zip(self.group.layouts, self.pools, strict=True)
+        return tuple(pools if isinstance(layout, DenseLayout) else pools[0] for layout, pools in stored), self.bounds
+
+    def with_page_arrays(self, arrays: Any) -> LatentKV:
+        stored, bounds = arrays
+        pools = (
+            new if isinstance(layout, DenseLayout) else (new, old[1])
+            for layout, new, old in zip(self.group.layouts, stored, self.pools, strict=True)
+        )
+        return replace(self, pools=tuple(pools), bounds=bounds)
+
     def _seal(self, layer: int, codes: DeltaPools, pages: Filled, batch: StepBatch) -> DeltaPools:
         layout = self.group.layouts[layer]
         if not layout.latent:
@@ -69,18 +80,15 @@ class LatentKV(CodedKV):
         if self.selector is None or not self.group.layouts[layer].latent:
             return super()._decode(layer, q, pages, bounds, batch)
         out, handed = self.selector.follow(layer, q, pages, batch, self.handed, self._options(layer))
-        return out, self.kept[layer], handed
+        return out, self.carried[layer], handed
 
-    def _prefill_sealed(
-        self, layer: int, q: Float[Array, "T H D"], codes: DeltaPools, batch: StepBatch
-    ) -> Partial:
-        layout, rows = self.group.layouts[layer], batch.prefill
+    def _chunks(
+        self, layer: int, codes: DeltaPools, scratch: Pools, batch: StepBatch
+    ) -> CodedChunks | LatentChunks:
+        layout = self.group.layouts[layer]
         if not layout.latent:
-            return super()._prefill_sealed(layer, q, codes, batch)
-        lists = (rows.page_ids, rows.lengths, rows.query_starts)
-        return layout.sealed.prefill_attention(
-            q, codes, batch.compressor[layer], *lists, **self._options(layer)
-        )
+            return super()._chunks(layer, codes, scratch, batch)
+        return LatentChunks(layout.sealed, codes, batch.compressor[layer], *scratch, batch.segments)
 
     def _options(self, layer: int) -> dict[str, Any]:
         options = super()._options(layer)

@@ -95,19 +95,19 @@ class DenseLayout:
         """Stores the keys and values of T tokens, in place where the pools are donated."""
         return pallas_kernels.kv_write(*pools, k, v, page_ids, offsets, implementation=implementation)
 
-    def copy(self, pools: Pools, source: Int[Array, " C"], target: Int[Array, " C"]) -> Pools:
-        """Copies whole pages ``source[i] -> target[i]``; pairs of page 0 do nothing that is ever read."""
-        return self.take(pools, pools, source, target)
-
     def take(self, pools: Pools, others: Pools, source: Int[Array, " C"], target: Int[Array, " C"]) -> Pools:
         """Copies whole pages ``source[i]`` of other pools of this layout to ``target[i]`` of `pools`."""
         return jax.tree.map(lambda pool, other: pool.at[target].set(other[source]), pools, others)
 
-    def move_tokens(
-        self, pools: Pools, page_ids: Int[Array, " S"], slots: Int[Array, "K C"], new_pages: Int[Array, " S2"]
+    def pick(
+        self, pools: Pools, page_ids: Int[Array, " S"], slots: Int[Array, "K C"], num_pages: int
     ) -> Pools:
-        """`move_tokens` of keys and values."""
-        return jax.tree.map(lambda pool: move_tokens(pool, page_ids, slots, new_pages), pools)
+        """`pick_tokens` of keys and values."""
+        return jax.tree.map(lambda pool: pick_tokens(pool, page_ids, slots, num_pages), pools)
+
+    def put(self, pools: Pools, pages: Pools, targets: Int[Array, " C"]) -> Pools:
+        """Stores C whole pages at `targets`; page 0 absorbs those that are not wanted."""
+        return jax.tree.map(lambda pool, new: put_pages(pool, new, targets), pools, pages)
 
 
 @dataclass(frozen=True)
@@ -178,24 +178,24 @@ class CodedLayout:
         """Empty pools of sealed pages and of open ones."""
         return self.sealed.zeros(), self.open.zeros()
 
-    def copy(
-        self, pools: tuple[Codes | DeltaPools, Pools], source: Int[Array, " C"], target: Int[Array, " C"]
-    ) -> tuple[Codes | DeltaPools, Pools]:
-        """Copies whole sealed pages ``source[i] -> target[i]``."""
-        return self.sealed.copy(pools[0], source, target), pools[1]
 
+def pick_tokens(
+    pool: Float[Array, "N K P X"], page_ids: Int[Array, " S"], slots: Int[Array, "K C"], num_pages: int
+) -> Float[Array, "N2 K P X"]:
+    """The tokens at `slots` of the pages `page_ids`, per KV head, in order in pages of their own.
 
-def move_tokens(
-    pool: Float[Array, "N K P X"], page_ids: Int[Array, " S"], slots: Int[Array, "K C"], new_pages: Int[Array, " S2"]
-) -> Float[Array, "N K P X"]:
-    """Copies the tokens at `slots` of the pages `page_ids`, per KV head, to the slots of `new_pages` in order.
-
-    Slots past the pages leave zeros. `new_pages` hold at least C tokens.
+    Slots past the pages give zeros. `num_pages` hold at least C tokens.
     """
     _, kv_heads, page_size, lanes = pool.shape
     head, end = jnp.arange(kv_heads), page_ids.shape[0] * page_size
     pages, offsets = jnp.divmod(jnp.minimum(slots, end - 1), page_size)
     tokens = jnp.where((slots < end)[..., None], pool[page_ids[pages], head[:, None], offsets], 0)
-    tokens = jnp.pad(tokens, ((0, 0), (0, len(new_pages) * page_size - slots.shape[1]), (0, 0)))
-    tiles = tokens.reshape(kv_heads, len(new_pages), page_size, lanes).swapaxes(0, 1)
-    return pool.at[new_pages[:, None], head].set(tiles)
+    tokens = jnp.pad(tokens, ((0, 0), (0, num_pages * page_size - slots.shape[1]), (0, 0)))
+    return tokens.reshape(kv_heads, num_pages, page_size, lanes).swapaxes(0, 1)
+
+
+def put_pages(
+    pool: Float[Array, "N K *X"], pages: Float[Array, "C K *X"], targets: Int[Array, " C"]
+) -> Float[Array, "N K *X"]:
+    """Stores `pages` at `targets`. Page and head are indexed together: slices over heads copy the pool on TPUs."""
+    return pool.at[targets[:, None], jnp.arange(pool.shape[1])].set(pages)

@@ -12,6 +12,7 @@ import jax
 from sparsejax.cache.allocator import PageAllocator
 from sparsejax.cache.group import CacheGroup, make_group, pages_for
 from sparsejax.cache.plan import Plan
+from sparsejax.cache.prefix import PrefixCache
 from sparsejax.config import EngineConfig
 from sparsejax.engine.compile import release_compiler_memory, use_compile_cache
 from sparsejax.engine.core import EngineCore
@@ -81,10 +82,11 @@ def build_core(config: EngineConfig, model: LoadedModel | None = None, tokenizer
     _check_keeps(policies, model.config)
     keeps = tuple(policy.keep for policy in policies)
     evictor = Evictor.of(keeps, model.config, config.page_size, max_model_len)
+    allocator = PageAllocator(num_pages)
     runner = Runner(model, group, table, width, IMPLEMENTATIONS[config.backend], selector, evictor, compressor)
     core = EngineCore(
         runner,
-        PageAllocator(num_pages),
+        allocator,
         Limits(
             config.max_num_seqs,
             config.max_num_batched_tokens,
@@ -97,6 +99,8 @@ def build_core(config: EngineConfig, model: LoadedModel | None = None, tokenizer
         eos_ids=model.config.eos_token_ids,
         tokenizer=tokenizer,
         seed=config.seed,
+        cache=PrefixCache(allocator, config.page_size),
+        prefix_caching=config.enable_prefix_caching,
         policies=Policies(policies, selector, model.config.num_layers, max_model_len, filters),
     )
     _warm(runner, config)

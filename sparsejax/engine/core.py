@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from sparsejax.cache.allocator import PageAllocator
+from sparsejax.cache.prefix import PrefixCache
 from sparsejax.engine.bad_words import BadWords, banned_next, compile_bad_words
 from sparsejax.engine.detokenizer import Detokenizer, TextDecoder
 from sparsejax.engine.grammar import Grammars
@@ -28,6 +29,7 @@ from sparsejax.engine.sequence import Sequence
 from sparsejax.engine.timings import Timings
 from sparsejax.engine.tracker import Choice, Tracker, needs_full_sampler
 from sparsejax.errors import CapacityError, RequestError
+from sparsejax.sparsity.kinds import ALL
 
 
 @dataclass
@@ -56,9 +58,11 @@ class EngineCore:
         tokenizer: Any,
         seed: int,
         policies: Policies,
+        cache: PrefixCache,
+        prefix_caching: bool = True,
     ):
         self.runner = runner
-        self.scheduler = Scheduler(limits, allocator)
+        self.scheduler = Scheduler(limits, allocator, cache)
         self.max_model_len = max_model_len
         self.tokenizer = tokenizer
         self._text = None if tokenizer is None else TextDecoder(tokenizer)
@@ -67,6 +71,7 @@ class EngineCore:
         self._eos_ids = eos_ids
         self._seed = seed
         self._policies = policies
+        self._prefix_caching = prefix_caching
         self._grammars = Grammars(tokenizer, runner.vocab_size, eos_ids)
         self._arrivals = 0
         self._trackers: dict[str, Tracker] = {}
@@ -104,13 +109,18 @@ class EngineCore:
         )  # fmt: skip
         self._arrivals += 1
         bad_words = self._compile_bad_words(params)
-        eviction = self._policies.eviction(params, prompt.num_compressed)
+        policy = self._policies.of(params, len(prompt.token_ids))
+        eviction = policy.keep.eviction(prompt.num_compressed)
+        # Every prompt token's logits are wanted where prompt_logprobs are: nothing of it may be skipped.
+        skippable = 0 if params.prompt_logprobs is not None else policy.keep.skippable(prompt.num_compressed)
+        root = self.scheduler.prefixes.cache.root(params.cache_salt) if self._prefix_caching else None
         rule = params.structured_outputs
         seed = params.seed if params.seed is not None else mix_seed(self._seed, self._arrivals)
         for index in range(params.n):
             sequence = Sequence(
                 list(prompt.token_ids), max_tokens, (priority, self._arrivals, index),
                 needs_history=bad_words.needs_history or rule is not None, eviction=eviction,
+                root=root, most_cached=skippable, publishes_outputs=policy.kind is ALL,
             )  # fmt: skip
             choice = Choice(
                 index,
@@ -206,6 +216,10 @@ class EngineCore:
             tracker, choice = self._owner[sequence]
             if tracker.metrics.first_scheduled_time is None:
                 tracker.metrics.first_scheduled_time = now
+                tracker.num_cached_tokens = sequence.num_cached
+                if sequence.root is not None:
+                    self.counters["prefix_cache_queries"] += sequence.num_prompt
+                    self.counters["prefix_cache_hits"] += sequence.num_cached
                 self.timings.queue.add(now - tracker.metrics.arrival_time)
             policy = self._policies.pack(tracker.params, sequence.num_prompt)
             keep = self._policies.pack_keep(tracker.params, sequence.num_prompt, sequence.eviction)

@@ -19,7 +19,8 @@ GAUGES = {
     "num_running": "Sequences that run.",
     "num_waiting": "Sequences that wait for a row.",
     "kv_live_pages": "KV pages in use.",
-    "kv_free_pages": "KV pages that are free.",
+    "kv_free_pages": "KV pages that are free, idle ones included.",
+    "kv_idle_pages": "KV pages that nobody reads and the prefix cache keeps until they are needed.",
     "kv_live_bytes": "KV bytes in use.",
     "kv_page_bytes": "Bytes of a KV page over all layers.",
 }
@@ -29,8 +30,8 @@ VLLM_COUNTERS = {
     "prompt_tokens": "prompt_tokens",
     "generation_tokens": "generation_tokens",
     "num_preemptions": "num_preemptions",
-    "prefix_queries": "prefix_cache_queries",
-    "prefix_hits": "prefix_cache_hits",
+    "prefix_cache_queries": "prefix_cache_queries",
+    "prefix_cache_hits": "prefix_cache_hits",
 }
 """Name in `Engine.stats` -> vLLM's name, without the prefix and ``_total``."""
 

@@ -38,6 +38,9 @@ class SparsityConfig:
         interval: decode steps that a selection serves; steps at multiples of it select anew.
         top_p: read the fewest pages whose estimated attention probability reaches this share of what is not
             pinned, `budget` at most (after Lin et al., Twilight, arXiv 2502.02770). 1 reads the whole budget.
+        block: pages of a block whose bounds are scored first: then only the pages of the best blocks are, and pages
+            whose blocks score low go unseen. 0 scores every page. One size for all policies of an engine.
+        candidates: pages in the best blocks, as a multiple of the pages to select.
         filter_layers: layers that select; the layers after each of them reuse its list, those before the first
             read everything. ``"auto"`` spreads three over the depth; None is every layer for itself.
         dense_layers: so many first layers read everything.
@@ -62,6 +65,8 @@ class SparsityConfig:
     stride: int | None = None
     interval: int = 1
     top_p: float = 1.0
+    block: int = 0
+    candidates: int = 4
     filter_layers: tuple[int, ...] | str | None = None
     dense_layers: int = 0
     recall_every: int = 0
@@ -82,9 +87,10 @@ class SparsityConfig:
         valid.codec(self.codec)
         valid.filter_codec(self.filter_codec)
         valid.budget(self.budget)
-        for name in ("sink", "recent", "dense_layers", "recall_every", "seed"):
+        for name in ("sink", "recent", "block", "dense_layers", "recall_every", "seed"):
             valid.integer(name, getattr(self, name), 0)
-        valid.integer("interval", self.interval, 1)
+        for name in ("interval", "candidates"):
+            valid.integer(name, getattr(self, name), 1)
         if self.stride is not None:
             valid.integer("stride", self.stride, 1)
         valid.share("top_p", self.top_p)
@@ -158,7 +164,7 @@ class SparsityConfig:
     def page_counts(self, num_prompt: int, page_size: int) -> PageCounts:
         """Budget, sinks and recents of a request in pages; the budget holds what is pinned."""
         if self.kind is ALL:
-            return PageCounts(ALL_PAGES, 0, 1, 0, 1)
+            return PageCounts(ALL_PAGES, 0, 1, 0, 1, 0, 0)
         sinks = -(-self.sink // page_size)
         # The open page, and as many full ones as keep `recent` tokens in view wherever the open one stands.
         recents = 1 + -(-max(self.recent - 1, 0) // page_size)
@@ -168,7 +174,11 @@ class SparsityConfig:
         budget = max(-(-tokens // page_size), sinks + recents + growth)
         middle = -(-num_prompt // page_size) - sinks - recents
         fitting = -(-max(middle, 1) // max(budget - sinks - recents, 1))
-        return PageCounts(budget, sinks, recents, growth, self.stride or fitting)
+        blocks = most = 0
+        if self.block:
+            blocks = -(-self.candidates * max(budget - sinks - recents, 1) // self.block)
+            most = blocks - (-sinks // self.block) - (-recents // self.block) + 1
+        return PageCounts(budget, sinks, recents, growth, self.stride or fitting, blocks, most)
 
     def layer_roles(self, num_layers: int) -> tuple[Role, ...]:
         """What each layer of a model does in a decode step.
@@ -209,13 +219,16 @@ ALL_PAGES = 2**30
 @dataclass(frozen=True)
 class PageCounts:
     """In pages: what a step reads at most, what of it at the start and the end it always reads, what of it is
-    left free for the pages that open while a selection is in use, and the stride of ``strided``."""
+    left free for the pages that open while a selection is in use, and the stride of ``strided``. In blocks: those
+    whose pages are candidates (0: every page is one), and with the blocks of pinned pages."""
 
     budget: int
     sinks: int
     recents: int
     growth: int
     stride: int
+    blocks: int
+    most_blocks: int
 
 
 PRESETS: dict[str, SparsityConfig] = {

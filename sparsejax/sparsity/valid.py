@@ -96,11 +96,6 @@ def refusals(config: SparsityConfig) -> list[str]:
         reasons.append(f"recall_every={config.recall_every}: select={name} reads all; leave it out.")
     if config.recall_floor and not config.recall_every:
         reasons.append(f"recall_floor={config.recall_floor}: recall is not measured; give recall_every.")
-    if config.keep.method != "all" and config.codec not in (None, "dense", "deltakv"):
-        reasons.append(
-            f"keep={config.keep.name!r} does not go with codec={config.codec!r}: eviction moves single tokens between "
-            "pages, and sealed pages have no tokens in the model's dtype to move. Leave one of them out."
-        )
     if config.dense_layers and config.filter_layers is not None:
         reasons.append(
             f"dense_layers={config.dense_layers}: layers before the first filter layer read everything; leave it at 0 "
@@ -121,6 +116,11 @@ def refusals(config: SparsityConfig) -> list[str]:
     if config.interval > 1 and cheap:
         reasons.append(
             f"interval={config.interval}: select={name} costs nothing to select anew in every step; leave it at 1."
+        )
+    if config.block and kind is not SELECTS["quest"]:
+        reasons.append(
+            f"block={config.block}: select={name} reads no bounds of pages that those of blocks would limit; leave it "
+            "at 0, or select by 'quest'."
         )
     if kind is SELECTS["omnikv"] and config.filter_layers is None:
         reasons.append(

@@ -23,10 +23,14 @@ class Flat:
 
 
 class SealedReference:
-    """A KV object that keeps nothing: every query reads its own page raw and whole earlier pages as coded."""
+    """A KV object without pages: every query reads its own page raw and whole earlier pages as coded.
+
+    `given` is the probability that all queries gave to each token, ``[K, T]`` of every layer.
+    """
 
     def __init__(self, codec: str, page_size: int, windows: tuple):
         self.codec, self.page_size, self.windows = codec, page_size, windows
+        self.given: list[np.ndarray] = []
 
     def attend(self, layer, q, k, v, batch, rotate):
         coded_k, coded_v = self.stored(layer, k, v, rotate)
@@ -34,7 +38,7 @@ class SealedReference:
         q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
         groups = q.shape[1] // k.shape[1]
         coded_k, coded_v, k, v = (x.repeat(groups, axis=1) for x in (coded_k, coded_v, k, v))
-        out = np.zeros(q.shape)
+        out, given = np.zeros(q.shape), np.zeros((k.shape[1], len(q)))
         for t in range(len(q)):
             page = t // self.page_size * self.page_size
             first = 0 if self.windows[layer] is None else max(0, t + 1 - self.windows[layer])
@@ -42,7 +46,10 @@ class SealedReference:
             values = np.concatenate([coded_v[:page], v[page : t + 1]])[first:]
             scores = np.einsum("shd,hd->hs", keys, q[t]) * q.shape[2] ** -0.5
             weights = np.exp(scores - scores.max(-1, keepdims=True))
-            out[t] = np.einsum("hs,shd->hd", weights / weights.sum(-1, keepdims=True), values)
+            weights /= weights.sum(-1, keepdims=True)
+            given[:, first : t + 1] += weights
+            out[t] = np.einsum("hs,shd->hd", weights, values)
+        self.given.append(given.reshape(-1, groups, len(q)).sum(1))
         return jnp.asarray(out, jnp.float32), self
 
     def stored(self, layer, k, v, rotate) -> tuple[np.ndarray, np.ndarray]:
@@ -84,11 +91,16 @@ class LatentReference(SealedReference):
         return np.asarray(rotate(jnp.asarray(read[:, :, 0], jnp.float32)), np.float64), read[:, :, 1]
 
 
+def read(model, kv: SealedReference, tokens: list[int]) -> tuple[jnp.ndarray, SealedReference]:
+    """Hidden states of a sequence that is read with `kv`, and `kv` afterwards."""
+    batch = Flat(jnp.asarray(tokens, jnp.int32), jnp.arange(len(tokens), dtype=jnp.int32))
+    return Decoder(model.config, model.dtype).apply({"params": model.params}, batch, kv)
+
+
 def next_logprobs(model, kv: SealedReference, tokens: list[int]) -> np.ndarray:
     """Log-probabilities [T, V] of what follows each token of a sequence."""
     decoder = Decoder(model.config, model.dtype)
-    batch = Flat(jnp.asarray(tokens, jnp.int32), jnp.arange(len(tokens), dtype=jnp.int32))
-    hidden, _ = decoder.apply({"params": model.params}, batch, kv)
+    hidden, _ = read(model, kv, tokens)
     logits = np.asarray(decoder.apply({"params": model.params}, hidden, method="logits"), np.float64)
     logits -= logits.max(-1, keepdims=True)
     return logits - np.log(np.exp(logits).sum(-1, keepdims=True))

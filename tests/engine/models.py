@@ -47,7 +47,9 @@ def tiny_model(
 
 
 def tiny_engine(model: LoadedModel | None = None, tokenizer: Any = None, **overrides: Any) -> Engine:
+    """Without a prefix cache unless asked for: a prompt that a test sends again is to be computed again."""
     defaults = dict(max_num_seqs=8, max_num_batched_tokens=64, page_size=16, warmup="none", num_decode_steps=1)
+    defaults["enable_prefix_caching"] = False
     return Engine.from_loaded(model or tiny_model(), tokenizer, **{**defaults, **overrides})
 
 
@@ -55,7 +57,7 @@ def text_engine(**overrides: Any) -> Engine:
     """A tiny model of random weights that writes the embedded model's tokens: any bytes, at any speed of a test."""
     tokenizer = load_tokenizer(EMBEDDED)
     model = tiny_model(positions=1024, vocab_size=len(tokenizer), eos=tokenizer.eos_token_id)
-    defaults = dict(max_num_seqs=4, kv_memory_bytes=400_000, warmup="full")
+    defaults = dict(max_num_seqs=4, kv_memory_bytes=400_000, warmup="full", enable_prefix_caching=True)
     return tiny_engine(model, tokenizer, **{**defaults, **overrides})
 
 

@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -129,7 +128,3 @@ class DeltaPages:
         """A ragged chunk over the sealed pages before each query's own page: `tables`, `lengths`, `query_starts`."""
         args = (q, pools, weights, self._frequencies, *lists)
         return pallas_kernels.deltakv_prefill_attention(*args, return_lse=True, **self._facts, **options)
-
-    def copy(self, pools: DeltaPools, source: Int[Array, " C"], target: Int[Array, " C"]) -> DeltaPools:
-        """Copies whole pages ``source[i] -> target[i]``."""
-        return jax.tree.map(lambda pool: pool.at[target].set(pool[source]), pools)

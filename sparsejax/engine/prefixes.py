@@ -1,0 +1,97 @@
+"""Sequences and the prefix cache: what a sequence starts from, whom it waits for, and what it leaves to others."""
+
+from __future__ import annotations
+
+from sparsejax.cache.allocator import PageAllocator
+from sparsejax.cache.prefix import PrefixCache
+from sparsejax.engine.sequence import Sequence
+
+
+class Prefixes:
+    """Shares cached pages among sequences.
+
+    A page is published when the step that fills it was planned: steps run in the order they are dispatched, so who
+    reads the page later finds it filled. A sequence that wants pages which a running one is about to fill waits, so
+    each prefix is computed once however many begin with it at the same time.
+
+    Args:
+        copies: a page that is shared in part may be copied; otherwise whole pages are shared only.
+    """
+
+    def __init__(self, cache: PrefixCache, allocator: PageAllocator, copies: bool):
+        self.cache = cache
+        self._allocator = allocator
+        self._copies = copies
+        self._coming: dict[bytes, Sequence] = {}
+
+    def attach(self, sequence: Sequence) -> bool:
+        """Gives a waiting sequence the cached pages that it begins with. False: better ones are about to come."""
+        if sequence.root is None or sequence.pages:
+            return True
+        if sequence.awaits in self._coming:
+            return False
+        size, most = self.cache.page_size, len(sequence.tokens) - 1
+        if sequence.most_cached is not None:
+            most = min(most, sequence.most_cached)
+        self.cache.extend(sequence.root, sequence.hashes, sequence.tokens)
+        wanted = sequence.hashes[: max(most, 0) // size]
+        pages = self.cache.match(wanted)
+        sequence.awaits = None
+        for hash in wanted[len(pages) :]:
+            if hash not in self._coming:
+                break
+            sequence.awaits = hash
+        if sequence.awaits is not None:
+            return False
+        sequence.num_published, sequence.num_computed = len(pages), len(pages) * size
+        if self._copies:
+            parent = sequence.hashes[len(pages) - 1] if pages else sequence.root
+            page, count = self.cache.partial(parent, sequence.tokens[sequence.num_computed : most])
+            if count:
+                pages.append(page)
+                sequence.num_computed += count
+        self._allocator.share(pages)
+        sequence.pages = pages
+        sequence.num_cached = sequence.num_prefilled = sequence.num_computed
+        return True
+
+    def started(self, sequence: Sequence) -> None:
+        """Announces the pages that a sequence which starts to run will publish."""
+        if sequence.root is None or not sequence.publishes:
+            return
+        # Its newest output, if it has any, is not published before the next one is known.
+        last = sequence.num_computed + sequence.most_computable(sequence.num_uncomputed - (sequence.num_outputs > 0))
+        for hash in sequence.hashes[sequence.num_published : last // self.cache.page_size]:
+            self._coming.setdefault(hash, sequence)
+
+    def publish(self, sequence: Sequence) -> None:
+        """Caches the pages that a sequence has filled since."""
+        size = self.cache.page_size
+        if sequence.root is None or not sequence.publishes or sequence.num_computed // size <= sequence.num_published:
+            return
+        written = sequence.num_written
+        if not sequence.publishes_outputs:
+            written = min(written, sequence.num_prefilled)
+        self.cache.extend(sequence.root, sequence.hashes, sequence.tokens[: written - written % size])
+        for index in range(sequence.num_published, written // size):
+            parent, hash = (sequence.hashes[index - 1] if index else sequence.root), sequence.hashes[index]
+            tokens = sequence.tokens[index * size : (index + 1) * size]
+            if not self.cache.insert(parent, hash, tokens, sequence.pages[index]):
+                self.stop(sequence)  # later pages would hang on one that it does not read
+                return
+            sequence.num_published += 1
+            if self._coming.get(hash) is sequence:
+                del self._coming[hash]
+
+    def fork(self, parent: Sequence, child: Sequence) -> None:
+        """`child` has taken over the leading pages of `parent`, and may publish what comes after them."""
+        child.num_published = min(parent.num_published, child.num_computed // self.cache.page_size)
+        child.hashes = parent.hashes[: child.num_published]
+        child.num_prefilled = child.num_computed
+
+    def stop(self, sequence: Sequence) -> None:
+        """A sequence publishes nothing more: its pages are about to go, or hold other tokens than their number says."""
+        sequence.publishes = False
+        for hash in sequence.hashes[sequence.num_published :]:
+            if self._coming.get(hash) is sequence:
+                del self._coming[hash]
