@@ -12,11 +12,12 @@ import jax
 
 from sparsejax.cache.allocator import PageAllocator
 from sparsejax.cache.group import CacheGroup, make_group, pages_for
+from sparsejax.cache.plan import Plan
 from sparsejax.cache.prefix import PrefixCache
 from sparsejax.config import EngineConfig
 from sparsejax.engine.compile import release_compiler_memory, use_compile_cache
 from sparsejax.engine.core import EngineCore
-from sparsejax.engine.latents import compressor_of, plan_of
+from sparsejax.engine.latents import compressor_of
 from sparsejax.engine.policies import Policies
 from sparsejax.engine.runner import Runner
 from sparsejax.engine.scheduler import Limits
@@ -69,7 +70,8 @@ def build_core(config: EngineConfig, model: LoadedModel | None = None, tokenizer
         measured = functools.cache(functools.partial(read_filters, model))
         settled = functools.partial(with_filters, measured=measured)
     else:
-        plan = plan_of(compressor, model.config.num_layers, policies[0].filter_codec)
+        shapes = {layer: weights["g"].shape for layer, weights in compressor.layers.items()}
+        plan = Plan.of(compressor.grid, shapes, model.config.num_layers, policies[0].filter_codec)
         settled = functools.partial(SparsityConfig.within, filters=plan.filter_layers)
     policies = tuple(map(settled, policies))
 
