@@ -19,6 +19,8 @@ from sparsejax.engine.policies import Policies
 from sparsejax.engine.runner import Runner
 from sparsejax.engine.scheduler import Limits
 from sparsejax.engine.table import StepTable
+from sparsejax.engine.tiers import make_tiers, page_identity
+from sparsejax.engine.transfer import Transfers
 from sparsejax.errors import CapacityError, ConfigError
 from sparsejax.models.config import DecoderConfig
 from sparsejax.models.loader import LoadedModel, load_model
@@ -75,6 +77,8 @@ def build_core(config: EngineConfig, model: LoadedModel | None = None, tokenizer
     evictor = Evictor.of(keeps, model.config, config.page_size, max_model_len)
     runner = Runner(model, group, table, width, IMPLEMENTATIONS[config.backend], selector, evictor)
     allocator = PageAllocator(num_pages)
+    transfers = Transfers(runner) if config.host_kv_bytes or config.disk_kv_path else None
+    identity = page_identity(model, transfers, IMPLEMENTATIONS[config.backend]) if config.disk_kv_path else ""
     core = EngineCore(
         runner,
         allocator,
@@ -91,10 +95,11 @@ def build_core(config: EngineConfig, model: LoadedModel | None = None, tokenizer
         tokenizer=tokenizer,
         seed=config.seed,
         policies=Policies(policies, selector, model.config.num_layers, max_model_len),
-        cache=PrefixCache(allocator, config.page_size),
+        cache=PrefixCache(allocator, config.page_size, identity),
         prefix_caching=config.enable_prefix_caching,
+        tiers=make_tiers(config, transfers, identity) if transfers else None,
     )
-    _warm(runner, config)
+    _warm(runner, transfers, config)
     return core
 
 
@@ -107,12 +112,14 @@ def _check_keeps(policies: tuple[SparsityConfig, ...], model: DecoderConfig) -> 
         )
 
 
-def _warm(runner: Runner, config: EngineConfig) -> None:
+def _warm(runner: Runner, transfers: Transfers | None, config: EngineConfig) -> None:
     if config.warmup == "none":
         return
     keys = list(runner.table.keys())
     if config.warmup == "lazy":
         keys = keys[:FIRST_PROGRAMS]
+    if transfers is not None:
+        transfers.warm()
     runner.warm(keys, progress=_progress_bar if sys.stderr.isatty() else list)
     release_compiler_memory()
 
