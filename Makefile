@@ -19,7 +19,7 @@ demo: $(VENV)/.core  ## serve real prompts with the model inside the package
 	@$(VENV)/bin/sparsejax demo
 
 test: $(VENV)/.test  ## all quick tests
-	@$(PY) -m pytest -m "not slow and not aot" -n 2 --dist loadfile $(PYTEST_ARGS)
+	@$(PY) -m pytest -m "not slow and not aot and not ray and not clients" -n 2 --dist loadfile $(PYTEST_ARGS)
 
 test-slow: $(VENV)/.test  ## the long sweeps
 	@$(PY) -m pytest -m slow $(PYTEST_ARGS)

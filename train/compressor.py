@@ -1,7 +1,7 @@
 """DeltaKV compressors: a start by principal components, and training in two stages on a frozen model.
 
 Stage ``layers`` fits each layer's reconstruction on collected keys and values: quick, since references do not depend on
-the compressor. Stage ``model`` runs the whole frozen model over compressed history (the grid, sinks, open pages and
+the compressor. Stage ``model`` runs the whole frozen model over compressed history (the grid, open pages and
 rounding of serving) for the next token, plus the reconstruction of every layer (after arXiv 2602.08005). Interrupted
 runs go on where their last checkpoint was written.
 """
@@ -57,7 +57,6 @@ class Settings:
     warmup: float = 0.05
     clip: float = 1.0
     reconstruction: float = 1.0
-    sink: int = 4
     filter_codec: str = "int8"
     rounding: bool = True
     seed: int = 0
@@ -149,7 +148,7 @@ def model_loss(
     rows, length = tokens.shape
     layers = tuple(params.get(str(layer)) for layer in range(model.config.num_layers))
     raw_until = jnp.zeros(rows, jnp.int32)
-    history = CompressedHistory(layers, raw_until, trained_grid(settings), length, settings.sink, settings.filter_codec)
+    history = CompressedHistory(layers, raw_until, trained_grid(settings), length, settings.filter_codec)
     batch = SimpleNamespace(tokens=tokens.reshape(-1), positions=jnp.tile(jnp.arange(length, dtype=jnp.int32), rows))
     decoder = Decoder(model.config, model.dtype)
     hidden, history = decoder.apply({"params": model.params}, batch, history)

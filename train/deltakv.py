@@ -14,7 +14,7 @@ from typing import Any
 
 from pallas_kernels.deltakv import Grid, Weights
 from sparsejax.cache.codecs.compressor import Compressor, fingerprint, save_compressor
-from sparsejax.cache.codecs.deltakv import Plan, cache_bytes
+from sparsejax.cache.plan import Plan, cache_bytes
 from sparsejax.evaluation.suite import make_cell
 from sparsejax.models.loader import LoadedModel, load_model
 from sparsejax.models.tokenizer import load_tokenizer
@@ -44,7 +44,7 @@ def table(
             layers = [params.get(str(i)) for i in range(model.config.num_layers)]
             first = name == next(iter(made))
             for visibility in ("dense", "sealed", "raw_prompt") if first else ("sealed", "raw_prompt"):
-                options = {"sink": settings.sink, "filter_codec": settings.filter_codec}
+                options = {"filter_codec": settings.filter_codec}
                 right = exact_answers(model, tokenizer, cell, layers, settings.grid, visibility, **options)
                 label = "none" if visibility == "dense" else name
                 rows.append(
@@ -94,7 +94,7 @@ def main() -> None:
     made = compressors(trainer, start)
     final = Compressor(settings.grid, {int(name): weights for name, weights in made["trained, g refitted"].items()})
     save_compressor(out / "export", final, model.config, fingerprint(model.params))
-    plan = Plan(settings.grid, settings.latent, settings.filter_layers, settings.filter_codec, sink=settings.sink)
+    plan = Plan(settings.grid, settings.latent, settings.filter_layers, settings.filter_codec)
     held = cache_bytes(model.config, plan, 131072)
     share = held["total"] / held["dense"]
     print(f"{100 * share:.1f}% of the bytes of bfloat16 pages at 131072 tokens", flush=True)

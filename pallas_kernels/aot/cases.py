@@ -126,22 +126,43 @@ def _scores(case: Case, target: Target):
 
 def _mass(case: Case, target: Target):
     """Queries against keys alone: one per row, a chunk (with "chunk"), or the last ones of each row."""
-    dtype, options = DTYPES[case.dtype], dict(case.options)
+    dtype, options = DTYPES.get(case.dtype, jnp.bfloat16), dict(case.options)
     chunk = options.pop("chunk", False)
     windows = case.op == "window_scores"
-    keys = target.pools(POOL_TOKENS // case.page, KV_HEADS, case.page, case.head_dim, dtype)[0]
+    extents, scales = (POOL_TOKENS // case.page, KV_HEADS, case.page, case.head_dim), []
+    if case.dtype in CODECS:
+        keys, _, *scales = target.coded_pools(*extents, case.dtype)
+    else:
+        keys = target.pools(*extents, dtype)[0]
     tokens = CHUNK if chunk else ROWS
     query = (ROWS, WINDOW, HEADS) if windows else (tokens, HEADS)
     lists = [_shape(ROWS, 1, LISTED), _shape(ROWS, 1), _shape(ROWS)]
     norms = [] if windows else [_shape(tokens, HEADS, dtype=jnp.float32), *[_shape(ROWS + 1)] * chunk]
     op = functools.partial(getattr(pallas_kernels, case.op), implementation=target.BACKEND, **options)
-    return op, (_shape(*query, case.head_dim, dtype=dtype), keys, *lists, *norms)
+    arguments = (_shape(*query, case.head_dim, dtype=dtype), keys, *lists, *norms)
+    if not scales:
+        return op, arguments
+    return (lambda *given: op(*given[:-1], scales=given[-1])), (*arguments, *scales)
+
+
+def _opened(case: Case, target: Target):
+    """As many listed pages as a chunk of a long row sees."""
+    dim, pages = case.head_dim, POOL_TOKENS // case.page
+    op = functools.partial(pallas_kernels.open_pages, implementation=target.BACKEND, head_dim=dim)
+    return (lambda *given: op(*given[:-1], count=given[-1])), (
+        *target.pools(pages, KV_HEADS, case.page, dim, jnp.bfloat16),
+        *target.coded_pools(pages, KV_HEADS, case.page, dim, case.dtype),
+        *(_shape(LISTED) for _ in range(2)),
+        _shape(),
+    )
 
 
 BUILDERS: dict[str, Callable[[Case, Target], tuple[Callable[..., Any], tuple[Any, ...]]]] = {
     "paged_decode_attention": _decode,
     "paged_prefill_attention": _prefill,
     "quantized_decode_attention": _decode,
+    "quantized_prefill_attention": _prefill,
+    "open_pages": _opened,
     "page_scores": _scores,
     "attention_mass": _mass,
     "window_scores": _mass,
@@ -150,6 +171,7 @@ STORED = {
     "paged_decode_attention": tuple(DTYPES),
     "paged_prefill_attention": tuple(DTYPES),
     "quantized_decode_attention": CODECS,
+    "quantized_prefill_attention": CODECS,
 }
 OPTIONS = (("window", 4096), ("soft_cap", 30.0))
 MASSES = (
@@ -167,12 +189,15 @@ def cases() -> Iterator[Case]:
         for dtype, head_dim, page in itertools.product(STORED[op], HEAD_DIMS, PAGES):
             yield Case(op, dtype, head_dim, page)
         yield Case(op, STORED[op][0], 128, 32, OPTIONS, per_head=True)
+    for codec, head_dim, page in itertools.product(CODECS, HEAD_DIMS, PAGES):
+        yield Case("open_pages", codec, head_dim, page)
     for dtype, head_dim in itertools.product(DTYPES, HEAD_DIMS):  # page sizes do not matter to bounds
         yield Case("page_scores", dtype, head_dim, 32)
     yield Case("page_scores", "bf16", 128, 32, (("group", "mean"),))
-    for dtype, head_dim, page in itertools.product(DTYPES, HEAD_DIMS, PAGES):
+    for dtype, head_dim, page in itertools.product((*DTYPES, *CODECS), HEAD_DIMS, PAGES):
         yield Case("attention_mass", dtype, head_dim, page)
-    yield from (Case("attention_mass", "bf16", 128, 32, options) for options in MASSES[1:])
+    for dtype, options in itertools.product(("bf16", "int4"), MASSES[1:]):
+        yield Case("attention_mass", dtype, 128, 32, options)
     for dtype, head_dim in itertools.product(DTYPES, HEAD_DIMS):
         yield Case("window_scores", dtype, head_dim, 32)
 
@@ -180,8 +205,10 @@ def cases() -> Iterator[Case]:
 def sample() -> Iterator[Case]:
     """A few cases that cover every value of every axis."""
     yield Case("page_scores", "bf16", 128, 32)
-    yield from (Case("attention_mass", "bf16", 128, 32, options) for options in MASSES)
+    yield from (Case("attention_mass", dtype, 128, 32, options) for dtype in ("bf16", "int4") for options in MASSES)
+    yield from (Case("attention_mass", dtype, 128, 32) for dtype in ("int8", "fp8"))
     yield Case("window_scores", "bf16", 128, 32)
+    yield from (Case("open_pages", codec, 128, 32) for codec in CODECS)
     for op in STORED:
         first, *others = STORED[op]
         if len(others) > 1:

@@ -66,7 +66,7 @@ def _kernel(row, start, stop, first, last, ids_hbm, q_ref, *refs, spec: Spec, pe
 
         if masked:
             place = pages.positions(block, buffer, (1, spec.width), 1)
-            alive = (column := pages.positions(block, buffer, (spec.width, 1), 0)) <= last[me]
+            alive = (column := pages.positions(block, buffer, (spec.width, 1), 0)) <= pages.newest(last[me])
             if spec.window is not None:
                 alive = jnp.logical_and(alive, column > first[me] - spec.window)
         per = 1 if spec.codec else stream.heads_at_once(spec.heads, tile)

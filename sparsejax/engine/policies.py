@@ -20,9 +20,16 @@ class Policies:
     """The policies of one engine. The first is the default; reading everything is always allowed."""
 
     def __init__(
-        self, declared: tuple[SparsityConfig, ...], selector: Selector | None, num_layers: int, max_model_len: int
+        self,
+        declared: tuple[SparsityConfig, ...],
+        selector: Selector | None,
+        num_layers: int,
+        max_model_len: int,
+        filters: tuple[int, ...] | None = None,
     ):
+        """`filters`: the layers that can select, where not all can."""
         self.default = declared[0]
+        self.filters = filters
         self.selector = selector
         self.num_layers = num_layers
         for policy in declared:
@@ -43,6 +50,8 @@ class Policies:
             policy = SparsityConfig.coerce(params.sparsity)
             if policy.codec is None:
                 policy = dataclasses.replace(policy, codec=self.default.codec)
+            if self.filters is not None and policy.codec == self.default.codec:
+                policy = policy.within(self.filters)
             policy.layer_roles(self.num_layers)
         except ConfigError as error:
             raise RequestError(str(error), parameter="sparsity", value=params.sparsity) from error
@@ -53,6 +62,14 @@ class Policies:
                 parameter="sparsity",
                 value=params.sparsity,
             )
+        for name in ("compressor", "filter_codec"):
+            if getattr(policy, name) not in (None, getattr(self.default, name)):
+                raise RequestError(
+                    f"this engine was started with {name}={getattr(self.default, name)!r}, not with "
+                    f"{getattr(policy, name)!r}: leave it out.",
+                    parameter="sparsity",
+                    value=params.sparsity,
+                )
         lacks = self._lacks(policy, num_prompt)
         if lacks is not None:
             raise RequestError(

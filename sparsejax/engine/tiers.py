@@ -7,7 +7,7 @@ from collections import Counter, deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from hashlib import blake2b
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -20,34 +20,9 @@ from sparsejax.config import EngineConfig
 from sparsejax.engine.costs import Costs
 from sparsejax.engine.transfer import BUCKETS, Saved, Transfers
 from sparsejax.errors import CapacityError
-from sparsejax.models.loaded import LoadedModel
 
-
-def make_tiers(config: EngineConfig, transfers: Transfers, identity: str) -> PageTiers:
-    """The tiers that `config` asks for.
-
-    Raises:
-        CapacityError: a budget holds not one page.
-        StoreError: the directory cannot be used.
-    """
-    for name, size in (("host_kv_bytes", config.host_kv_bytes), ("disk_kv_bytes", config.disk_kv_bytes)):
-        needed = transfers.page_bytes + (HEADER_BYTES if name == "disk_kv_bytes" else 0)
-        if 0 < size < needed:
-            raise CapacityError(f"{name}={size} holds no page of {needed} bytes: give at least that, or 0 for none.")
-    disk = None
-    if config.disk_kv_path is not None:
-        disk = DiskTier(config.disk_kv_path, config.disk_kv_bytes, identity)
-    return PageTiers(transfers, TieredStore(config.host_kv_bytes, disk))
-
-
-def page_identity(model: LoadedModel, transfers: Transfers, implementation: Any) -> str:
-    """All that decides what pages of given tokens hold: weights to the last bit, model, shape of pages, programs."""
-    require_checksums()
-    weights = blake2b(digest_size=32)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(model.params):
-        weights.update(repr(path).encode() + checksum(np.ascontiguousarray(leaf).view(np.uint8)))
-    programs = (jax.__version__, jax.default_backend(), jax.local_devices()[0].device_kind, implementation)
-    return repr((weights.hexdigest(), model.config, transfers.description, programs))
+if TYPE_CHECKING:
+    from sparsejax.engine.runner import Runner
 
 
 MOST_SAVES = 8
@@ -58,12 +33,14 @@ class PageTiers:
     """Joins the device's pages with a store of bytes. One thread moves bytes, so a page that was put can be got.
 
     Attributes:
+        identity: text that pages of other processes must share to be taken up from the disk.
         counters: ``saved`` and ``loaded`` pages, and ``passed``: how often computing was faster.
     """
 
-    def __init__(self, transfers: Transfers, store: TieredStore):
+    def __init__(self, transfers: Transfers, store: TieredStore, identity: str = ""):
         self.transfers = transfers
         self.store = store
+        self.identity = identity
         self.costs = Costs()
         self.counters: Counter[str] = Counter()
         self._saves: deque[tuple[Future, list[bytes]]] = deque()
@@ -168,3 +145,37 @@ class PageTiers:
             future, hashes = self._saves.popleft()
             future.result()
             self._saving.difference_update(hashes)
+
+
+def make_tiers(config: EngineConfig, runner: Runner, settings: Any) -> PageTiers | None:
+    """The tiers that `config` asks for, or None.
+
+    Args:
+        settings: all that decides what pages of given tokens hold, beside weights and programs; its text counts.
+
+    Raises:
+        CapacityError: a budget holds not one page.
+        StoreError: the directory cannot be used.
+    """
+    if not (config.host_kv_bytes or config.disk_kv_path):
+        return None
+    transfers = Transfers(runner)
+    for name, size in (("host_kv_bytes", config.host_kv_bytes), ("disk_kv_bytes", config.disk_kv_bytes)):
+        needed = transfers.page_bytes + (HEADER_BYTES if name == "disk_kv_bytes" else 0)
+        if 0 < size < needed:
+            raise CapacityError(f"{name}={size} holds no page of {needed} bytes: give at least that, or 0 for none.")
+    if config.disk_kv_path is None:
+        return PageTiers(transfers, TieredStore(config.host_kv_bytes))
+    require_checksums()
+    identity = _identity(runner.params, transfers, settings)
+    disk = DiskTier(config.disk_kv_path, config.disk_kv_bytes, identity)
+    return PageTiers(transfers, TieredStore(config.host_kv_bytes, disk), identity)
+
+
+def _identity(params: Any, transfers: Transfers, settings: Any) -> str:
+    """Stands for what pages hold, so that another process takes up those that it would compute itself and no others."""
+    weights = blake2b(digest_size=32)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        weights.update(repr(path).encode() + checksum(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8)))
+    programs = (jax.__version__, jax.default_backend(), jax.local_devices()[0].device_kind)
+    return repr((weights.hexdigest(), settings, transfers.description, programs))

@@ -29,7 +29,7 @@ def as_text(evaluation: Evaluation) -> str:
     for result in evaluation.results:
         lines += _policy(evaluation, result)
     lines += ["Cliff (fewest bytes read with at most one point lost on the worst learned cell):"]
-    lines += [f"  {preset}: {_cliff(found)}" for preset, found in cliffs(evaluation).items()]
+    lines += [f"  {method}: {_cliff(found)}" for method, found in cliffs(evaluation).items()]
     missing = [cell for cell in evaluation.dense.cells if not is_learned(cell)]
     if missing:
         lines += ["", "Not learned (dense below 90%; these cells say nothing about compression):"]
@@ -90,8 +90,8 @@ def as_json(evaluation: Evaluation) -> dict[str, Any]:
         },
         "policies": [_policy_json(evaluation, result) for result in evaluation.results],
         "cliffs": {
-            preset: None if found is None else {"policy": found.result.policy.label, "saving": found.saving}
-            for preset, found in cliffs(evaluation).items()
+            method: None if found is None else {"policy": found.result.policy.label, "saving": found.saving}
+            for method, found in cliffs(evaluation).items()
         },
         "not_learned": [[cell.case, cell.length] for cell in evaluation.dense.cells if not is_learned(cell)],
         "skipped": [list(one) for one in evaluation.skipped],
@@ -106,6 +106,7 @@ def _policy_json(evaluation: Evaluation, result: PolicyResult) -> dict[str, Any]
         "policy": result.policy.label,
         "preset": result.policy.preset,
         "budget": result.policy.budget,
+        "changed": dict(result.policy.changed),
         "learned_mean": summary.accuracy,
         "worst": None if worst is None else [worst.case, worst.length, worst.accuracy],
         "compression": summary.compression,

@@ -12,8 +12,8 @@ from sparsejax.evaluation.suite import Suite
 class CellResult:
     """Which documents of a cell one policy got right, and its replies.
 
-    `recall` is the mean share of expected items named, `tokens` counts prompts and replies, `seconds` leaves out
-    compilation.
+    `recall` is the mean share of expected items named, `tokens` counts what was computed of prompts and replies,
+    `seconds` leaves out compilation.
     """
 
     case: str

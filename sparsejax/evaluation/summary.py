@@ -66,14 +66,14 @@ def summarize(evaluation: Evaluation, result: PolicyResult) -> Summary:
 
 
 def cliffs(evaluation: Evaluation) -> dict[str, Summary | None]:
-    """By preset: its policy that reads least and loses at most a point on the worst learned cell, or None."""
+    """By method: its policy that reads least and loses at most a point on the worst learned cell, or None."""
     found: dict[str, Summary | None] = {}
     for result in evaluation.results:
-        best = found.setdefault(result.policy.preset, None)
+        best = found.setdefault(result.policy.method, None)
         summary = summarize(evaluation, result)
         kept = summary.differences and summary.worst_difference >= -TOLERANCE
         if kept and (best is None or summary.saving > best.saving):
-            found[result.policy.preset] = summary
+            found[result.policy.method] = summary
     return found
 
 

@@ -14,7 +14,8 @@ from tests.engine.models import random_prompts, tiny_engine
 GREEDY = SamplingParams(temperature=0.0, max_tokens=6, ignore_eos=True, logprobs=1)
 PAGE = 16
 # Room for two sequences of 10 pages; a working set of 8 such prompts is 4 times the pool.
-POOL = dict(max_num_seqs=2, max_num_batched_tokens=64)
+COLD = dict(max_num_seqs=2, max_num_batched_tokens=64, enable_prefix_caching=False)
+POOL = COLD | dict(enable_prefix_caching=True)
 
 
 def pool_bytes(pages: int = 21, **overrides) -> int:
@@ -40,7 +41,7 @@ def prompts() -> list[list[int]]:
 @pytest.fixture(scope="module", params=("dense", "int8", "int4"))
 def setting(request, prompts):
     """Sparsity, bytes of a pool, and what a large engine without a cache answers."""
-    with tiny_engine(sparsity=request.param, enable_prefix_caching=False, **POOL) as engine:
+    with tiny_engine(sparsity=request.param, **COLD) as engine:
         return request.param, pool_bytes(sparsity=request.param), answers(engine, prompts)
 
 
@@ -77,7 +78,7 @@ def test_a_restarted_engine_serves_what_the_last_one_computed(setting, prompts, 
 
 @pytest.mark.parametrize("cut", (PAGE - 1, PAGE, 71, 149))
 def test_any_split_of_the_prompt_continues_from_below(prompts, tmp_path, cut):
-    with tiny_engine(enable_prefix_caching=False, **POOL) as engine:
+    with tiny_engine(**COLD) as engine:
         cold = answers(engine, prompts[:1])
     tiers = dict(disk_kv_path=str(tmp_path), disk_kv_bytes=1 << 30)
     with tiny_engine(**tiers, **POOL) as engine:
@@ -88,7 +89,7 @@ def test_any_split_of_the_prompt_continues_from_below(prompts, tmp_path, cut):
 
 
 def test_damage_and_a_full_disk_cost_time_and_no_token(prompts, tmp_path, caplog, monkeypatch):
-    with tiny_engine(enable_prefix_caching=False, **POOL) as engine:
+    with tiny_engine(**COLD) as engine:
         cold = answers(engine, prompts)
     tiers = dict(disk_kv_path=str(tmp_path), disk_kv_bytes=1 << 30)
     with tiny_engine(**tiers, **POOL) as engine:
@@ -112,7 +113,7 @@ def refuse(*_: object, **__: object) -> None:
 
 
 def test_preempted_sequences_come_back_from_main_memory(prompts):
-    with tiny_engine(enable_prefix_caching=False, **POOL) as engine:
+    with tiny_engine(**COLD) as engine:
         params = SamplingParams(temperature=0.0, max_tokens=60, ignore_eos=True)
         cold = [o.outputs[0].token_ids for o in engine.generate(prompts[:2], params)]
     with tiny_engine(kv_memory_bytes=pool_bytes(), host_kv_bytes=1 << 30, **POOL) as engine:
@@ -124,7 +125,7 @@ def test_preempted_sequences_come_back_from_main_memory(prompts):
 def test_aborts_while_pages_are_on_their_way_leave_nothing_behind(prompts, tmp_path):
     tiers = dict(disk_kv_path=str(tmp_path), disk_kv_bytes=1 << 30)
     rng = random.Random(5)
-    with tiny_engine(enable_prefix_caching=False, **POOL) as engine:
+    with tiny_engine(**COLD) as engine:
         cold = answers(engine, prompts)
     with tiny_engine(kv_memory_bytes=pool_bytes(), host_kv_bytes=100_000, **tiers, **POOL) as engine:
         for turn in range(30):
@@ -167,7 +168,7 @@ def test_settings_are_checked(tmp_path):
     with pytest.raises(ConfigError, match="enable_prefix_caching"):
         EngineConfig(host_kv_bytes=1 << 20, enable_prefix_caching=False)
     with pytest.raises(CapacityError, match="holds no page"):
-        tiny_engine(host_kv_bytes=100)
+        tiny_engine(host_kv_bytes=100, **POOL)
     (tmp_path / "file").touch()
     with pytest.raises(StoreError, match="no directory"):
-        tiny_engine(disk_kv_path=str(tmp_path / "file"), disk_kv_bytes=1 << 20)
+        tiny_engine(disk_kv_path=str(tmp_path / "file"), disk_kv_bytes=1 << 20, **POOL)

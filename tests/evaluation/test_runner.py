@@ -12,12 +12,14 @@ import pytest
 
 from sparsejax import EngineConfig, SamplingParams
 from sparsejax.cli import main
+from sparsejax.cli.eval import QUICK_ENGINE
+from sparsejax.engine.table import StepTable
 from sparsejax.errors import ConfigError
 from sparsejax.evaluation.policies import DENSE, Policy, by_codec
 from sparsejax.evaluation.report import as_json
 from sparsejax.evaluation.results import Evaluation
 from sparsejax.evaluation.runner import evaluate, make_cells, measure_kv, run_cell
-from sparsejax.evaluation.suite import Request, Suite
+from sparsejax.evaluation.suite import QUICK, Request, Suite
 from sparsejax.evaluation.tasks import Turn
 from sparsejax.models.loader import load_model
 from sparsejax.models.tokenizer import load_tokenizer
@@ -63,7 +65,7 @@ def test_a_document_is_right_if_all_its_turns_are(shipped: tuple[Any, Any]) -> N
         """An engine that answers the first two questions of each document rightly, the others wrongly."""
 
         def stats(self) -> dict[str, float]:
-            return {"compile_seconds": 0.0}
+            return {"compile_seconds": 0.0, "computed_tokens": 0}
 
         def generate(self, prompts: list[dict], params: Any, use_tqdm: bool) -> list[Any]:
             texts = [one.turn.reply if index % 4 < 2 else "" for index, one in enumerate(cell.requests)]
@@ -133,3 +135,8 @@ def test_the_command_prints_and_stores(tmp_path: Path, capsys: pytest.CaptureFix
     assert stored["policies"][0]["cells"][0]["samples"] == 2
     assert main(["eval", "--cases", "nothing"]) == 2
     assert "known are" in capsys.readouterr().err
+
+
+def test_a_quick_run_compiles_two_step_programs_per_engine() -> None:
+    table = StepTable.build(*QUICK_ENGINE.values())
+    assert len(table.chunk_buckets) == 1 and table.decode(QUICK.samples // 2, 1, True) in list(table.keys())[:2]

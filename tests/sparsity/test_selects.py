@@ -30,6 +30,7 @@ POLICIES = {
     "strided": SparsityConfig(select="strided", stride=2),
     "quest, top_p": SparsityConfig(select="quest", top_p=0.3),
     "quest, interval": SparsityConfig(select="quest", interval=3),
+    "quest, blocks": SparsityConfig(select="quest", block=2, candidates=2),
     "quest, dense layer": SparsityConfig(select="quest", dense_layers=1),
     "omnikv": SparsityConfig(select="omnikv", filter_layers=(0,)),
     "turbo": SparsityConfig(select="quest", filter_layers=(0,), interval=4),

@@ -116,6 +116,26 @@ class QuantizedPages:
         )
         return jax.tree.map(lambda new, old: codes.from_bytes(new, old.dtype), coded, pools)
 
+    def open(
+        self,
+        raw: tuple[Float[Array, "R K P W"], Float[Array, "R K P W"] | None],
+        pools: Codes,
+        pages: Int[Array, " S"],
+        targets: Int[Array, " S"],
+        count: Int[Array, ""],
+        implementation: Implementation = None,
+    ) -> tuple[Float[Array, "R K P W"], Float[Array, "R K P W"] | None]:
+        """Decodes the first `count` of `pages` into pages ``targets`` of `raw`: `seal` the other way."""
+        return pallas_kernels.open_pages(
+            *raw,
+            *self.view(pools),
+            pages,
+            targets,
+            head_dim=self.head_dim,
+            count=count,
+            implementation=implementation,
+        )
+
     def bounds(
         self,
         bounds: Float[Array, "N K X"],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
 import logging
 import time
 import uuid
@@ -15,6 +14,7 @@ from google.protobuf.message import DecodeError
 
 from sparsejax.errors import RequestError, SparseJaxError
 from sparsejax.serve.grpc.errors import RpcStatus, as_status
+from sparsejax.serve.keys import KeyRing
 from sparsejax.serve.service import Service, Status
 
 log = logging.getLogger("sparsejax.access")
@@ -29,8 +29,8 @@ class Access(grpc.aio.ServerInterceptor):
     Messages are read here and not by gRPC, so that one that cannot be read is an INVALID_ARGUMENT.
     """
 
-    def __init__(self, service: Service, tokens: tuple[str, ...]):
-        self._service, self._tokens = service, [token.encode() for token in tokens]
+    def __init__(self, service: Service, keys: KeyRing):
+        self._service, self._keys = service, keys
 
     async def intercept_service(
         self,
@@ -38,7 +38,7 @@ class Access(grpc.aio.ServerInterceptor):
         details: grpc.HandlerCallDetails,
     ) -> grpc.RpcMethodHandler | None:
         method, metadata = details.method, dict(details.invocation_metadata or ())
-        if not method.startswith(OPEN) and not self._knows(metadata.get("authorization", "")):
+        if not method.startswith(OPEN) and self._keys.holder(metadata.get("authorization", "")) is None:
             return grpc.unary_unary_rpc_method_handler(_refuse)
         handler = await continuation(details)
         if handler is None or method.startswith(FOREIGN):
@@ -54,15 +54,6 @@ class Access(grpc.aio.ServerInterceptor):
             return await self._answer(method, behaviour, handler.request_deserializer, raw, context)
 
         return make(call, None, handler.response_serializer)
-
-    def _knows(self, authorization: str | bytes) -> bool:
-        if not self._tokens:
-            return True
-        given = authorization.encode() if isinstance(authorization, str) else authorization
-        scheme, _, token = given.partition(b" ")
-        # Every token is compared, so that the time taken tells nothing.
-        found = [one for one in self._tokens if hmac.compare_digest(one, token.strip())]
-        return bool(found) and scheme.lower() == b"bearer"
 
     async def _answer(
         self,
