@@ -22,6 +22,7 @@ from sparsejax.engine.policies import Policies
 from sparsejax.engine.runner import Runner
 from sparsejax.engine.scheduler import Limits
 from sparsejax.engine.table import StepTable
+from sparsejax.engine.tiers import make_tiers
 from sparsejax.errors import CapacityError, ConfigError
 from sparsejax.models.config import DecoderConfig
 from sparsejax.models.loader import LoadedModel, load_model
@@ -89,6 +90,7 @@ def build_core(config: EngineConfig, model: LoadedModel | None = None, tokenizer
     evictor = Evictor.of(keeps, model.config, config.page_size, max_model_len)
     allocator = PageAllocator(num_pages)
     runner = Runner(model, group, table, width, IMPLEMENTATIONS[config.backend], selector, evictor, compressor)
+    tiers = make_tiers(config, runner, (model.config, codec, plan, IMPLEMENTATIONS[config.backend]))
     core = EngineCore(
         runner,
         allocator,
@@ -104,11 +106,12 @@ def build_core(config: EngineConfig, model: LoadedModel | None = None, tokenizer
         eos_ids=model.config.eos_token_ids,
         tokenizer=tokenizer,
         seed=config.seed,
-        cache=PrefixCache(allocator, config.page_size),
+        cache=PrefixCache(allocator, config.page_size, tiers.identity if tiers else ""),
         prefix_caching=config.enable_prefix_caching,
+        tiers=tiers,
         policies=Policies(policies, selector, model.config.num_layers, max_model_len, settled),
     )
-    _warm(runner, config)
+    _warm(core, config)
     return core
 
 
@@ -121,13 +124,15 @@ def _check_keeps(policies: tuple[SparsityConfig, ...], model: DecoderConfig) -> 
         )
 
 
-def _warm(runner: Runner, config: EngineConfig) -> None:
+def _warm(core: EngineCore, config: EngineConfig) -> None:
     if config.warmup == "none":
         return
-    keys = list(runner.table.keys())
+    keys = list(core.runner.table.keys())
     if config.warmup == "lazy":
         keys = keys[:FIRST_PROGRAMS]
-    runner.warm(keys, progress=_progress_bar if sys.stderr.isatty() else list)
+    if core.tiers is not None:
+        core.tiers.transfers.warm()
+    core.runner.warm(keys, progress=_progress_bar if sys.stderr.isatty() else list)
     release_compiler_memory()
 
 
