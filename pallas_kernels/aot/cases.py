@@ -126,22 +126,48 @@ def _scores(case: Case, target: Target):
 
 def _mass(case: Case, target: Target):
     """Queries against keys alone: one per row, a chunk (with "chunk"), or the last ones of each row."""
-    dtype, options = DTYPES[case.dtype], dict(case.options)
+    dtype, options = DTYPES.get(case.dtype, jnp.bfloat16), dict(case.options)
     chunk = options.pop("chunk", False)
     windows = case.op == "window_scores"
-    keys = target.pools(POOL_TOKENS // case.page, KV_HEADS, case.page, case.head_dim, dtype)[0]
+    extents, scales = (POOL_TOKENS // case.page, KV_HEADS, case.page, case.head_dim), []
+    if case.dtype in CODECS:
+        keys, _, *scales = target.coded_pools(*extents, case.dtype)
+    else:
+        keys = target.pools(*extents, dtype)[0]
     tokens = CHUNK if chunk else ROWS
     query = (ROWS, WINDOW, HEADS) if windows else (tokens, HEADS)
     lists = [_shape(ROWS, 1, LISTED), _shape(ROWS, 1), _shape(ROWS)]
     norms = [] if windows else [_shape(tokens, HEADS, dtype=jnp.float32), *[_shape(ROWS + 1)] * chunk]
     op = functools.partial(getattr(pallas_kernels, case.op), implementation=target.BACKEND, **options)
-    return op, (_shape(*query, case.head_dim, dtype=dtype), keys, *lists, *norms)
+    arguments = (_shape(*query, case.head_dim, dtype=dtype), keys, *lists, *norms)
+    if not scales:
+        return op, arguments
+    return (lambda *given: op(*given[:-1], scales=given[-1])), (*arguments, *scales)
+
+
+def _moved(case: Case, target: Target):
+    """As many listed pages as a chunk of a long row sees."""
+    dim, extents = case.head_dim, (POOL_TOKENS // case.page, KV_HEADS, case.page, case.head_dim)
+    dense = target.pools(*extents, DTYPES.get(case.dtype, jnp.bfloat16))
+    if case.op == "page_bounds":
+        width = -(-2 * dim // 128) * 128
+        pools = (_shape(extents[0], KV_HEADS, width, dtype=dense[0].dtype), dense[0])
+    else:
+        pools, coded = dense, target.coded_pools(*extents, case.dtype)
+        pools = (*dense, *coded) if case.op == "open_pages" else (*coded, *dense)
+    static = {} if case.op == "page_bounds" else {"head_dim": dim}
+    op = functools.partial(getattr(pallas_kernels, case.op), implementation=target.BACKEND, **static)
+    return (lambda *given: op(*given[:-1], count=given[-1])), (*pools, _shape(LISTED), _shape(LISTED), _shape())
 
 
 BUILDERS: dict[str, Callable[[Case, Target], tuple[Callable[..., Any], tuple[Any, ...]]]] = {
     "paged_decode_attention": _decode,
     "paged_prefill_attention": _prefill,
     "quantized_decode_attention": _decode,
+    "quantized_prefill_attention": _prefill,
+    "open_pages": _moved,
+    "quantize_pages": _moved,
+    "page_bounds": _moved,
     "page_scores": _scores,
     "attention_mass": _mass,
     "window_scores": _mass,
@@ -150,6 +176,7 @@ STORED = {
     "paged_decode_attention": tuple(DTYPES),
     "paged_prefill_attention": tuple(DTYPES),
     "quantized_decode_attention": CODECS,
+    "quantized_prefill_attention": CODECS,
 }
 OPTIONS = (("window", 4096), ("soft_cap", 30.0))
 MASSES = (
@@ -161,18 +188,31 @@ MASSES = (
 )
 
 
+# Of what differs from another op in little: every head dim in pages of 32, and every page size with head dim 128.
+SOME = (*((dim, 32) for dim in HEAD_DIMS), *((128, page) for page in PAGES if page != 32))
+
+
 def cases() -> Iterator[Case]:
     """Every op x dtype or codec x head dim x page size, and the options once per op."""
+    product = tuple(itertools.product(HEAD_DIMS, PAGES))
     for op in STORED:
-        for dtype, head_dim, page in itertools.product(STORED[op], HEAD_DIMS, PAGES):
-            yield Case(op, dtype, head_dim, page)
+        for dtype, size in itertools.product(STORED[op], SOME if op == "quantized_prefill_attention" else product):
+            yield Case(op, dtype, *size)
         yield Case(op, STORED[op][0], 128, 32, OPTIONS, per_head=True)
+    for codec, size in itertools.product(CODECS, product):
+        yield Case("open_pages", codec, *size)
+    for codec, size in itertools.product(CODECS, SOME):
+        yield Case("quantize_pages", codec, *size)
+    for dtype, size in itertools.product(DTYPES, SOME):
+        yield Case("page_bounds", dtype, *size)
     for dtype, head_dim in itertools.product(DTYPES, HEAD_DIMS):  # page sizes do not matter to bounds
         yield Case("page_scores", dtype, head_dim, 32)
     yield Case("page_scores", "bf16", 128, 32, (("group", "mean"),))
-    for dtype, head_dim, page in itertools.product(DTYPES, HEAD_DIMS, PAGES):
-        yield Case("attention_mass", dtype, head_dim, page)
-    yield from (Case("attention_mass", "bf16", 128, 32, options) for options in MASSES[1:])
+    for dtype in (*DTYPES, *CODECS):
+        for size in SOME if dtype in CODECS else product:
+            yield Case("attention_mass", dtype, *size)
+    for dtype, options in itertools.product(("bf16", "int4"), MASSES[1:]):
+        yield Case("attention_mass", dtype, 128, 32, options)
     for dtype, head_dim in itertools.product(DTYPES, HEAD_DIMS):
         yield Case("window_scores", dtype, head_dim, 32)
 
@@ -180,8 +220,11 @@ def cases() -> Iterator[Case]:
 def sample() -> Iterator[Case]:
     """A few cases that cover every value of every axis."""
     yield Case("page_scores", "bf16", 128, 32)
-    yield from (Case("attention_mass", "bf16", 128, 32, options) for options in MASSES)
+    yield from (Case("attention_mass", dtype, 128, 32, options) for dtype in ("bf16", "int4") for options in MASSES)
+    yield from (Case("attention_mass", dtype, 128, 32) for dtype in ("int8", "fp8"))
     yield Case("window_scores", "bf16", 128, 32)
+    yield from (Case(op, codec, 128, 32) for op in ("open_pages", "quantize_pages") for codec in CODECS)
+    yield Case("page_bounds", "bf16", 128, 32)
     for op in STORED:
         first, *others = STORED[op]
         if len(others) > 1:

@@ -1,11 +1,12 @@
-"""`attention_mass` on Hopper and newer GPUs, of dense keys."""
+"""`attention_mass` on Hopper and newer GPUs."""
 
 from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.mosaic_gpu import work
+from pallas_kernels import codes
+from pallas_kernels.mosaic_gpu import coded_decode, work
 from pallas_kernels.mosaic_gpu.mass import Shape, mass
 from pallas_kernels.mosaic_gpu.target import require, require_pages, require_plain, require_shared, require_tma
 from pallas_kernels.mosaic_gpu.tiles import LOG2E
@@ -32,10 +33,15 @@ def attention_mass(
 ) -> jax.Array:
     """See `pallas_kernels.attention_mass`."""
     batch, (tokens, heads, head_dim) = lengths.shape[0], q.shape
-    _, kv_heads, page, _ = k_pages.shape
-    require(scales is None, f"keys must be dense; got codes of {k_pages.dtype}")
+    kv_heads, page, coded = k_pages.shape[1], k_pages.shape[2], None
     require_plain(k_pages, k_pages, head_dim)
-    require_pages(q, k_pages)
+    if scales is None:
+        require_pages(q, k_pages)
+    else:
+        page, codec = codes.page_size(k_pages), codes.codec_of(k_pages)
+        require(q.dtype == jnp.bfloat16, f"queries must be bfloat16 (codes are multiplied as such); got {q.dtype}")
+        coded = coded_decode.Shape(batch, kv_heads, 1, *page_ids.shape[1:], page, head_dim, codec, scales.shape[2])
+        coded.check_pages(scales.dtype)
     require_tma()
     each, largest, lone = heads // kv_heads, group == "max", query_starts is None
     rounds = each if largest and not lone else 1
@@ -50,6 +56,7 @@ def attention_mass(
         largest=largest and lone,
         per_page=largest and not per_token,
         one_tile=lone,
+        coded=coded,
     )
     require_shared(shape.shared_bytes)
 
@@ -69,8 +76,9 @@ def attention_mass(
         -(-owned // size),
         k_pages,
         page_ids,
-        lowest,
+        lowest // shape.tile * shape.tile,
         highest,
+        scales,
         shape=shape,
         scale=scale,
         soft_cap=soft_cap,

@@ -69,6 +69,11 @@ class Shape(Lists):
             for shift in ((0, 4) if self.codec == "int4" else (None,))
         ]
 
+    @property
+    def scale_pieces(self) -> list[tuple[int, int]]:
+        """Copies that bring a page's scales: first number and how many."""
+        return [(at, min(BOX, self.scales - at)) for at in range(0, self.scales, BOX)]
+
     def padded_scales(self, itemsize: int) -> int:
         """Numbers that a page's scales take in shared memory: copies go to multiples of 128 bytes."""
         return -(-self.scales * itemsize // 128) * 128 // itemsize
@@ -95,9 +100,8 @@ class Shape(Lists):
         fits = lambda config: self.shared_bytes(config, scale_bytes) <= SHARED_BYTES  # noqa: E731
         return candidates(self.default(scale_bytes), sizes, (2, 4, 6, 8), fits)
 
-    def check(self, config: Config, dtype: jnp.dtype, scale_dtype: jnp.dtype) -> None:
-        """Declines what the kernel cannot do."""
-        require(dtype == jnp.bfloat16, f"queries must be bfloat16 (codes are multiplied as such); got {dtype}")
+    def check_pages(self, scale_dtype: jnp.dtype) -> None:
+        """Declines pages that cannot be copied and widened."""
         require(self.page in PAGES, f"page size must be one of {PAGES}; got {self.page}")
         require(
             self.codec != "int4" or self.page >= 32,
@@ -107,17 +111,22 @@ class Shape(Lists):
             self.head_dim % 32 == 0 and 32 <= self.head_dim <= 256,
             f"head dim must be a multiple of 32 from 32 to 256 (swizzled rows of bytes); got {self.head_dim}",
         )
-        require(
-            self.codec != "fp8" or self.head_dim < 256,
-            f"fp8 codes need a head dim below 256 (widening them by bits spills registers there); got {self.head_dim}",
-        )
         scale_bytes = jnp.dtype(scale_dtype).itemsize
         require(
             self.scales * scale_bytes % 16 == 0,
             f"a page's scales must take a multiple of 16 bytes; got {self.scales} of {scale_bytes}",
         )
+
+    def check(self, config: Config, dtype: jnp.dtype, scale_dtype: jnp.dtype) -> None:
+        """Declines what the kernel cannot do."""
+        require(dtype == jnp.bfloat16, f"queries must be bfloat16 (codes are multiplied as such); got {dtype}")
+        self.check_pages(scale_dtype)
+        require(
+            self.codec != "fp8" or self.head_dim < 256,
+            f"fp8 codes need a head dim below 256 (widening them by bits spills registers there); got {self.head_dim}",
+        )
         require(config.tile % self.page == 0, f"a step must take whole pages; got {config.tile} tokens")
-        require_shared(self.shared_bytes(config, scale_bytes))
+        require_shared(self.shared_bytes(config, jnp.dtype(scale_dtype).itemsize))
 
 
 def opened(stored: jax.Array, shift: int | None) -> jax.Array:
@@ -136,6 +145,11 @@ def opened(stored: jax.Array, shift: int | None) -> jax.Array:
     value = lax.bitcast_convert_type(sign | (((bits & 0x7F) << 4) + 0x3C00), jnp.bfloat16)
     least = lax.bitcast_convert_type(sign | 0x3C80, jnp.bfloat16)  # 2^-6 with the sign
     return jnp.where((bits & 0x78) == 0, value + value - least, value)
+
+
+def loaded(scales, at: int, count: int, layout) -> jax.Array:
+    """`count` scales from number `at` on of a page's, in float32."""
+    return plgpu.load(scales.at[pl.ds(at, count)], layout=layout, optimized=False).astype(jnp.float32)
 
 
 def decode(
@@ -165,7 +179,7 @@ def decode(
     row_layout = mma.acc.reduce(1)
     has_zeros = shape.codec == "int4"
     keys_end = head_dim * (2 if has_zeros else 1)
-    pieces = [(at, min(BOX, shape.scales - at)) for at in range(0, shape.scales, BOX)]
+    pieces = shape.scale_pieces
 
     def body(
         q_ref, k_ref, v_ref, scales_ref, ids_ref, first_ref, stop_ref, out_ref, top_ref, total_ref,
@@ -200,9 +214,7 @@ def decode(
         query = plgpu.load(q_tile, layout=mma.lhs)
 
         def scale_of(slot, page, at, count, layout):
-            return plgpu.load(scales_ring.at[slot, page, pl.ds(at, count)], layout=layout, optimized=False).astype(
-                jnp.float32
-            )
+            return loaded(scales_ring.at[slot, page], at, count, layout)
 
         def step_over(step, carry):
             acc, top, total, zeros = carry

@@ -161,12 +161,14 @@ def tile_ranges(
     logical_ids: Int32[Array, "B Kl J"] | None,
     window: int | None,
     page: int,
+    own_page: bool = True,
 ) -> tuple[Int32[Array, "X Kl Y"], Int32[Array, "X Kl Y"]]:
-    """Slots [first, stop) of its row's lists that each token of a tile sees."""
+    """Slots [first, stop) of its row's lists that each token of a tile sees: up to its own or, without `own_page`,
+    in the pages before that of its own."""
     row, counts = tile.row, counts[tile.row]
     position = lengths[row][:, None] - (query_starts[row + 1][:, None] - tile.token)
     logical_ids = None if logical_ids is None else logical_ids[row]
-    stop = tokens_before(position + 1, counts, logical_ids, page)
+    stop = tokens_before(position + 1 if own_page else position // page * page, counts, logical_ids, page)
     if window is None:
         return jnp.zeros_like(stop), stop
     return tokens_before(position + 1 - window, counts, logical_ids, page), stop

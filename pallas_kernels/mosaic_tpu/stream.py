@@ -45,6 +45,7 @@ class Spec:
     soft_cap: float | None
     dtype: jnp.dtype  # of the products' operands
     codec: str | None = None  # pools hold codes, the last pool their scales
+    own_page: bool = True  # queries see the page of their position up to it, else only the pages before that one
 
     @property
     def width(self) -> int:
@@ -190,9 +191,13 @@ class Stream:
             place = jnp.where(entry == j, base + offset, place)
         return place
 
+    def newest(self, query):
+        """The last position that queries at positions `query` see."""
+        return query if self.spec.own_page else lax.div(query, self.spec.page) * self.spec.page - 1
+
     def sees(self, place, query):
         """Whether queries at positions `query` see tokens at `place`."""
-        seen = place <= query
+        seen = place <= self.newest(query)
         if self.spec.window is not None:
             seen = jnp.logical_and(seen, place > query - self.spec.window)
         return seen
@@ -232,7 +237,7 @@ class Stream:
                 lowest, highest = block * n + low, block * n + high - 1
                 if self.spec.logical:
                     lowest, highest = (self.logical_id(block, buffer, j) for j in (low, high - 1))
-                plain = jnp.logical_and(high - low == n, highest * P + P - 1 <= self.first[me])
+                plain = jnp.logical_and(high - low == n, highest * P + P - 1 <= self.newest(self.first[me]))
                 if self.spec.window is not None:
                     plain = jnp.logical_and(plain, lowest * P > self.last[me] - self.spec.window)
                 pl.when(plain)(lambda: consume(block, buffer, False))
@@ -253,6 +258,11 @@ def scratch(ids: jax.Array) -> list[Any]:
 def page_buffers(pool: jax.Array, spec: Spec) -> Any:
     """Two blocks of pages of a pool [N, K, Pc, M]."""
     return pltpu.VMEM((2, spec.heads, spec.pages, *pool.shape[2:]), pool.dtype)
+
+
+def scale_buffers(scales: jax.Array, spec: Spec) -> Any:
+    """Two blocks of the scales [N, K, X] of pages."""
+    return pltpu.VMEM((2, spec.pages, *scales.shape[1:]), scales.dtype)
 
 
 def scores(q: jax.Array, k: jax.Array, spec: Spec) -> jax.Array:

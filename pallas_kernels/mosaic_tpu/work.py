@@ -40,10 +40,10 @@ def check_codes(k_codes: jax.Array, v_codes: jax.Array | None, scales: jax.Array
     require(page in PAGES, f"page size must be one of {PAGES}; got {page}")
 
 
-def page_range(logical_ids, counts, first, last, page: int, window: int | None):
+def page_range(logical_ids, counts, first, last, page: int, window: int | None, own_page: bool = True):
     """Entries [start, stop) of lists [I, Kl, J] that queries at positions first..last [I] may see; both [I,
     Kl]."""
-    needed = last[:, None] // page + 1  # logical pages 0 .. needed - 1
+    needed = last[:, None] // page + own_page  # logical pages 0 .. needed - 1
     oldest = jnp.zeros_like(needed) if window is None else jnp.maximum(first[:, None] - window + 1, 0) // page
     if logical_ids is None:
         return jnp.minimum(oldest, counts), jnp.minimum(needed, counts)
@@ -97,10 +97,11 @@ def programs(
     page: int,
     window: int | None,
     by_list: bool = False,
+    own_page: bool = True,
 ) -> Work:
     """Each block with each list of its row: by block, then list, or the other way around."""
     logical_ids = None if logical_ids is None else logical_ids[cut.row]
-    start, stop = page_range(logical_ids, counts[cut.row], cut.first, cut.last, page, window)
+    start, stop = page_range(logical_ids, counts[cut.row], cut.first, cut.last, page, window, own_page)
     lists = page_ids.shape[1]
 
     def flat(x: jax.Array) -> jax.Array:
@@ -130,6 +131,7 @@ def attend(
     lse: bool,
     out_dtype: jnp.dtype,
     codec: str | None = None,
+    own_page: bool = True,
     interpret: Interpret | None,
 ) -> tuple[jax.Array, jax.Array | None]:
     """Blocks of query tokens against the pages of their sequences.
@@ -163,12 +165,13 @@ def attend(
         dtype=jnp.dtype(dtype),
         head_dim=D,
         codec=codec,
+        own_page=own_page,
     )
     out, sums = attend_lists(
         blocks,
         pools,
         chunked_ids(page_ids, logical_ids),
-        programs(cut, page_ids, counts, logical_ids, page, window),
+        programs(cut, page_ids, counts, logical_ids, page, window, own_page=own_page),
         spec,
         out_dtype=out_dtype,
         interpret=mode(interpret),

@@ -6,13 +6,14 @@ blocks; the others are cut into query tiles. Both kernels run and follow their r
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.mosaic_gpu import work
-from pallas_kernels.mosaic_gpu.prefill import ROWS, WARPGROUPS, Config, prefill, shared_bytes
-from pallas_kernels.mosaic_gpu.target import require, require_pages, require_plain, require_shared, require_tma
-from pallas_kernels.mosaic_gpu.tiles import HIDDEN
+from pallas_kernels.mosaic_gpu import chunks
+from pallas_kernels.mosaic_gpu.prefill import Config
+from pallas_kernels.mosaic_gpu.target import require_plain
 from pallas_kernels.paged_decode_attention.mosaic_gpu import paged_decode_attention
 
 
@@ -34,69 +35,19 @@ def paged_prefill_attention(
     config: Config | None = None,
 ) -> jax.Array | tuple[jax.Array, jax.Array]:
     """See `pallas_kernels.paged_prefill_attention`. `config` overrides the heuristic."""
-    tokens, heads, head_dim = q.shape
+    tokens, _, head_dim = q.shape
     require_plain(k_pages, v_pages, head_dim)
-    _, kv_heads, page, _ = k_pages.shape
-    group, rows = heads // kv_heads, ROWS * WARPGROUPS
-    require_pages(q, k_pages)
-    require(group <= rows, f"at most {rows} query heads per KV head; got {group}")
-    require_tma(exactly_hopper=True)
-    config = config or Config.default(head_dim, q.dtype.itemsize)
-    require_shared(shared_bytes(config, head_dim, q.dtype.itemsize))
-
+    pools, lists = (k_pages, v_pages), (page_ids, counts)
+    options: dict[str, Any] = {"logical_ids": logical_ids, "scale": scale, "window": window, "soft_cap": soft_cap}
     owned = query_starts[1:] - query_starts[:-1]
     single = owned == 1
-    of_token = jnp.searchsorted(query_starts, jnp.arange(tokens), side="right") - 1
-    has_row = (of_token >= 0) & (of_token < lengths.shape[0])
-    of_token = jnp.clip(of_token, 0, lengths.shape[0] - 1)
-
-    tile = work.query_tiles(query_starts, jnp.where(single, 0, owned), tokens, rows // group)
-    first, stop = work.tile_ranges(tile, query_starts, lengths, counts, logical_ids, window, page)
-    counted = tile.counted[:, None]
-    highest = jnp.iinfo(jnp.int32).max
-    bounds = jnp.stack(
-        [
-            jnp.where(counted, first, highest).min(-1),
-            jnp.where(counted, stop, 0).max(-1),
-            jnp.where(counted, first, 0).max(-1),
-            jnp.where(counted, stop, highest).min(-1),
-        ],
-        axis=-1,
-    )
-    out, lse = prefill(
-        work.to_tiles(q, tile, kv_heads, rows),
-        k_pages,
-        v_pages,
-        page_ids,
-        tile.row,
-        work.per_query(first, tile, group, rows),
-        work.per_query(stop, tile, group, rows),
-        bounds,
-        scale=scale,
-        soft_cap=soft_cap,
-        config=config,
-    )
-    out, lse = work.from_tiles(out, tile, tokens, group), work.from_tiles(lse, tile, tokens, group)
-    lone, lone_lse = paged_decode_attention(
-        q[jnp.clip(query_starts[:-1], 0, tokens - 1)],
-        k_pages,
-        v_pages,
-        page_ids,
-        counts,
-        jnp.where(single, lengths, 0),
-        logical_ids=logical_ids,
-        scale=scale,
-        window=window,
-        soft_cap=soft_cap,
-        return_lse=True,
-    )
-    is_lone = single[of_token][:, None]
-    out = jnp.where(is_lone[..., None], lone[of_token], out)
-    lse = jnp.where(is_lone, lone_lse[of_token], lse)
-    sees = has_row[:, None] & (lse > 0.5 * HIDDEN)
-    if sinks is not None:
-        joined = jnp.logaddexp(lse, sinks.astype(jnp.float32))
-        out = out.astype(jnp.float32) * jnp.exp(lse - joined)[..., None]
-        lse = joined
-    out = jnp.where(sees[..., None], out, 0).astype(q.dtype)
-    return (out, jnp.where(sees, lse, HIDDEN)) if return_lse else out
+    several = jnp.where(single, 0, owned)
+    out, lse = chunks.attend(q, *pools, *lists, lengths, query_starts, several, **options, config=config)
+    newest = q[jnp.clip(query_starts[:-1], 0, tokens - 1)]
+    alone = jnp.where(single, lengths, 0)
+    lone, lone_lse = paged_decode_attention(newest, *pools, *lists, alone, **options, return_lse=True)
+    row, has_row = chunks.row_of(query_starts, tokens)
+    is_lone = single[row][:, None]
+    out = jnp.where(is_lone[..., None], lone[row], out)
+    lse = jnp.where(is_lone, lone_lse[row], lse)
+    return chunks.finished(out, lse, has_row, sinks, q.dtype, return_lse)

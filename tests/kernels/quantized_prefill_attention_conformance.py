@@ -81,7 +81,8 @@ class QuantizedPrefillAttentionConformance(Conformance):
         self.close(lse, wanted_lse, spec.dtype, "lse")
 
     def test_cuts_into_chunks_agree(self):
-        spec = CodedSpec("cut", (150,), (150,), codec="int4", page_size=32, head_dim=128)
+        dtype = self.supports_dtypes[0]
+        spec = CodedSpec("cut", (150,), (150,), codec="int4", page_size=32, head_dim=128, dtype=dtype)
         case, coded = build_coded(spec)
         whole, _ = self.prefill(case, coded)
         for cut in (1, 32, 63, 149):

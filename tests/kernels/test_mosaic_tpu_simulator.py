@@ -125,8 +125,8 @@ BUGS = {
         stream, "self.fetch_after(me, block, 1 - buffer)", "self.fetch_after(me, block, buffer)",
     ),
     "a wrong page": (stream, "self.ids[slot, 0, at + j], buffer", "self.ids[slot, 0, at], buffer"),
-    "a mask one token short": (stream, "seen = place <= query", "seen = place < query"),
-    "a mask one token long": (stream, "seen = place <= query", "seen = place <= query + 1"),
+    "a mask one token short": (stream, "seen = place <= self.newest(query)", "seen = place < self.newest(query)"),
+    "a mask one token long": (stream, "seen = place <= self.newest(query)", "seen = place <= self.newest(query) + 1"),
     "dead values are not zeroed": (attention, "v = jnp.where(alive[None], v, 0)", "pass"),
 }  # fmt: skip
 QUICK = ("a page is not waited for", "a wrong page", "a mask one token short")
