@@ -5,8 +5,8 @@
 
 Three stages: every op against float64 on fresh random inputs whose spare pages hold NaN; time and bandwidth of
 attention beside XLA gather, cuDNN and torch, and of what scores, chooses, codes and opens pages beside XLA, as a share
-of the copy bandwidth of the same run; a decode step at the shapes of Llama-3-8B. A table says which goals were reached. A case that fails,
-crashes or hangs is recorded and the others run. Exits with 1 if one failed.
+of the copy bandwidth of the same run; a decode step at the shapes of Llama-3-8B. A table says which goals
+were reached. A case that fails, crashes or hangs is recorded and the others run. Exits with 1 if one failed.
 """
 
 from __future__ import annotations
