@@ -26,6 +26,7 @@ PARAMETERS = {
     "`filter_layers`": {"filter_layers": "auto"},
     "`interval`": {"interval": 4},
     "`dense_layers`": {"dense_layers": 2},
+    "`block`": {"block": 8},
 }
 
 
@@ -59,8 +60,8 @@ def text() -> str:
         if reason := refusal(keep=keep, select=select, filter_layers=filters, codec=codec):
             reason = reason.replace(f"keep={keep!r}", "a keep").replace(f"codec={codec!r}", "a codec")
             refused.setdefault(reason, []).append((keep, select, codec))
-    together = "\n".join(f"* {named(points)}: {reason}" for reason, points in refused.items())
-    together = f"Of keep, select and codec everything goes together but\n\n{together}"
+    but = "\n".join(f"* {named(points)}: {reason}" for reason, points in refused.items())
+    together = f"Of keep, select and codec everything goes together{f' but\n\n{but}' if but else '.'}"
     return f"{table}\n\n{notes}\n\n{together}\n"
 
 

@@ -24,6 +24,8 @@ POLICIES: dict[str, dict[str, Any]] = {
     "window": {"preset": "window"},
     "strided": {"preset": "strided"},
     "quest": {"preset": "quest"},
+    "quest, blocks of 8": {"preset": "quest", "block": 8},
+    "quest, blocks of 16": {"preset": "quest", "block": 16},
     "quest, 2 dense layers": {"preset": "quest", "dense_layers": 2},
     "omnikv": {"preset": "omnikv"},
     "turbo": {"preset": "turbo"},

@@ -11,7 +11,9 @@ from jaxtyping import Array, Float, Int
 
 import pallas_kernels
 from pallas_kernels import layouts
+from pallas_kernels.deltakv_pools import DeltaPools
 from pallas_kernels.dispatch import Implementation
+from sparsejax.cache.codecs.deltakv import DeltaPages
 from sparsejax.cache.codecs.quantized import Codes, QuantizedPages
 
 type Pools = tuple[Float[Array, "N K P W"], Float[Array, "N K P W"] | None]
@@ -71,6 +73,7 @@ class DenseLayout:
 
     fixed_bytes = row_bytes = 0
     """Bytes besides the pages: of all rows, and of each; open pages are pages like others here."""
+    latent = False
 
     def with_pages(self, num_pages: int) -> DenseLayout:
         return replace(self, num_pages=num_pages)
@@ -92,19 +95,19 @@ class DenseLayout:
         """Stores the keys and values of T tokens, in place where the pools are donated."""
         return pallas_kernels.kv_write(*pools, k, v, page_ids, offsets, implementation=implementation)
 
-    def copy(self, pools: Pools, source: Int[Array, " C"], target: Int[Array, " C"]) -> Pools:
-        """Copies whole pages ``source[i] -> target[i]``; pairs of page 0 do nothing that is ever read."""
-        return self.take(pools, pools, source, target)
-
     def take(self, pools: Pools, others: Pools, source: Int[Array, " C"], target: Int[Array, " C"]) -> Pools:
         """Copies whole pages ``source[i]`` of other pools of this layout to ``target[i]`` of `pools`."""
         return jax.tree.map(lambda pool, other: pool.at[target].set(other[source]), pools, others)
 
-    def move_tokens(
-        self, pools: Pools, page_ids: Int[Array, " S"], slots: Int[Array, "K C"], new_pages: Int[Array, " S2"]
+    def pick(
+        self, pools: Pools, page_ids: Int[Array, " S"], slots: Int[Array, "K C"], num_pages: int
     ) -> Pools:
-        """`move_tokens` of keys and values."""
-        return jax.tree.map(lambda pool: move_tokens(pool, page_ids, slots, new_pages), pools)
+        """`pick_tokens` of keys and values."""
+        return jax.tree.map(lambda pool: pick_tokens(pool, page_ids, slots, num_pages), pools)
+
+    def put(self, pools: Pools, pages: Pools, targets: Int[Array, " C"]) -> Pools:
+        """Stores C whole pages at `targets`; page 0 absorbs those that are not wanted."""
+        return jax.tree.map(lambda pool, new: put_pages(pool, new, targets), pools, pages)
 
 
 @dataclass(frozen=True)
@@ -116,7 +119,7 @@ class CodedLayout:
         open: pools of the open pages. Row r's is page r + 1; page 0 absorbs padding.
     """
 
-    sealed: QuantizedPages
+    sealed: QuantizedPages | DeltaPages
     open: DenseLayout
 
     @classmethod
@@ -125,6 +128,11 @@ class CodedLayout:
         names = ("num_pages", "num_kv_heads", "page_size", "head_dim", "dtype", "lanes", "num_pools")
         sealed = QuantizedPages.beside(codec, platform, **{name: getattr(dense, name) for name in names})
         return cls(sealed, dense.with_pages(num_rows + 1))
+
+    @property
+    def latent(self) -> bool:
+        """Whether sealed pages are DeltaKV latents, of which nothing can be read without the rest of the row."""
+        return isinstance(self.sealed, DeltaPages)
 
     @property
     def num_pages(self) -> int:
@@ -166,28 +174,28 @@ class CodedLayout:
     def pool_bytes(self) -> int:
         return self.num_pages * self.page_bytes + self.fixed_bytes
 
-    def zeros(self) -> tuple[Codes, Pools]:
+    def zeros(self) -> tuple[Codes | DeltaPools, Pools]:
         """Empty pools of sealed pages and of open ones."""
         return self.sealed.zeros(), self.open.zeros()
 
-    def copy(
-        self, pools: tuple[Codes, Pools], source: Int[Array, " C"], target: Int[Array, " C"]
-    ) -> tuple[Codes, Pools]:
-        """Copies whole sealed pages ``source[i] -> target[i]``."""
-        return self.sealed.copy(pools[0], source, target), pools[1]
 
+def pick_tokens(
+    pool: Float[Array, "N K P X"], page_ids: Int[Array, " S"], slots: Int[Array, "K C"], num_pages: int
+) -> Float[Array, "N2 K P X"]:
+    """The tokens at `slots` of the pages `page_ids`, per KV head, in order in pages of their own.
 
-def move_tokens(
-    pool: Float[Array, "N K P X"], page_ids: Int[Array, " S"], slots: Int[Array, "K C"], new_pages: Int[Array, " S2"]
-) -> Float[Array, "N K P X"]:
-    """Copies the tokens at `slots` of the pages `page_ids`, per KV head, to the slots of `new_pages` in order.
-
-    Slots past the pages leave zeros. `new_pages` hold at least C tokens.
+    Slots past the pages give zeros. `num_pages` hold at least C tokens.
     """
     _, kv_heads, page_size, lanes = pool.shape
     head, end = jnp.arange(kv_heads), page_ids.shape[0] * page_size
     pages, offsets = jnp.divmod(jnp.minimum(slots, end - 1), page_size)
     tokens = jnp.where((slots < end)[..., None], pool[page_ids[pages], head[:, None], offsets], 0)
-    tokens = jnp.pad(tokens, ((0, 0), (0, len(new_pages) * page_size - slots.shape[1]), (0, 0)))
-    tiles = tokens.reshape(kv_heads, len(new_pages), page_size, lanes).swapaxes(0, 1)
-    return pool.at[new_pages[:, None], head].set(tiles)
+    tokens = jnp.pad(tokens, ((0, 0), (0, num_pages * page_size - slots.shape[1]), (0, 0)))
+    return tokens.reshape(kv_heads, num_pages, page_size, lanes).swapaxes(0, 1)
+
+
+def put_pages(
+    pool: Float[Array, "N K *X"], pages: Float[Array, "C K *X"], targets: Int[Array, " C"]
+) -> Float[Array, "N K *X"]:
+    """Stores `pages` at `targets`. Page and head are indexed together: slices over heads copy the pool on TPUs."""
+    return pool.at[targets[:, None], jnp.arange(pool.shape[1])].set(pages)

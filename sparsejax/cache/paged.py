@@ -51,6 +51,7 @@ class StepBatch:
         policy: what the decode rows read, for the selector.
         observe: what `observed` takes in of the step's queries (a `sparsity.seen.Observe`); None where nothing is.
         segments: how the chunks lie in pages, where the KV object asks for it (`planned`).
+        compressor: by layer, the weights that its codec needs; None where none does.
     """
 
     tokens: Int[Array, " T"]
@@ -64,6 +65,7 @@ class StepBatch:
     policy: Any = None
     observe: Any = None
     segments: Any = None
+    compressor: Any = None
 
 
 @jax.tree_util.register_dataclass
@@ -75,7 +77,7 @@ class PagedKV:
         pools: per layer, K and V as the group's layout stores them.
         windows: per layer, the sliding window in tokens, or None.
         bounds: per layer, what the selector keeps of sealed pages, or None.
-        kept: per layer, what the selector keeps of rows between steps, or None.
+        carried: per layer, what the selector carries of rows from step to step, or None.
         handed: what the selector hands from layer to layer; None between steps.
         observed: per layer, what eviction will look at (a `sparsity.seen.Seen`), or None.
         implementation: which backend serves the operations; None picks the best.
@@ -84,7 +86,7 @@ class PagedKV:
 
     pools: tuple[Pools, ...]
     bounds: tuple[Array | None, ...]
-    kept: tuple[Any, ...]
+    carried: tuple[Any, ...]
     observed: tuple[Any, ...]
     group: CacheGroup = field(metadata={"static": True})
     windows: tuple[int | None, ...] = field(metadata={"static": True})
@@ -99,7 +101,8 @@ class PagedKV:
 
     def parts(self) -> dict[str, Any]:
         """Its arrays by component."""
-        return {"kv_pages": self.pools, "page_bounds": self.bounds, "observed_attention": self.observed}
+        blocks = [carried and carried.blocks for carried in self.carried]
+        return {"kv_pages": self.pools, "page_bounds": (self.bounds, blocks), "observed_attention": self.observed}
 
     def attend(
         self,
@@ -114,17 +117,18 @@ class PagedKV:
 
         What a query sees depends on its position only: every token at or before it (inside the window).
         """
-        layout, observed = self.group.layout, self.observed[layer]
+        layout, observed = self.group.layouts[layer], self.observed[layer]
         pools = layout.write(
             self.pools[layer], rotate(k), v, batch.page_ids, batch.offsets, self.implementation
         )
         plain, q = q, rotate(q)
         if observed is not None:
-            observed = observed.with_step(plain, q, pools, batch, self._options(layer))
+            pages = DensePages(*pools)
+            observed = observed.with_step(plain, q, pages, pages, batch, self._options(layer))
         decode_count, bounds = batch.decode.lengths.shape[0], self.bounds[layer]
         if self.selector is not None:
             bounds = self.selector.seal(bounds, pools, batch.page_ids, batch.offsets, decode_count)
-        out, kept, handed = self._decode(layer, q[:decode_count], DensePages(*pools), bounds, batch)
+        out, reused, handed = self._decode(layer, q[:decode_count], DensePages(*pools), bounds, batch)
         if batch.prefill is not None:
             rows = batch.prefill
             chunk = pallas_kernels.paged_prefill_attention(
@@ -136,36 +140,57 @@ class PagedKV:
                 **self._options(layer),
             )
             out = jnp.concatenate([out, chunk])
-        return out, self._with_layer(layer, pools, bounds, kept, observed, handed)
+        return out, self._with_layer(layer, pools, bounds, reused, observed, handed)
+
+    def page_arrays(self) -> Any:
+        """All that full pages consist of: a tree of arrays ``[N, ...]`` by page id, those of every layer."""
+        return self.pools, self.bounds
+
+    def with_page_arrays(self, arrays: Any) -> PagedKV:
+        """The same state with `arrays` in place of its `page_arrays`."""
+        pools, bounds = arrays
+        return replace(self, pools=pools, bounds=bounds)
 
     def copy_pages(self, source: Int[Array, " C"], target: Int[Array, " C"]) -> PagedKV:
         """Copies whole pages in every layer, ``source[i] -> target[i]``; pairs of page 0 are padding."""
-        return replace(
-            self,
-            pools=tuple(self.group.layout.copy(pools, source, target) for pools in self.pools),
-            bounds=tuple(None if b is None else b.at[target].set(b[source]) for b in self.bounds),
-        )
+        return self.with_page_arrays(jax.tree.map(lambda a: a.at[target].set(a[source]), self.page_arrays()))
 
-    def move_tokens(
+    def plain_pages(
+        self, layer: int, row: Int[Array, ""], page_ids: Int[Array, " S"], length: Int[Array, ""]
+    ) -> tuple[Pools, Int[Array, " S"]]:
+        """Pools in which the first `length` tokens of a row lie in the model's dtype, and the row's pages in them."""
+        return self.pools[layer], page_ids
+
+    def keep_tokens(
         self,
         layer: int,
+        row: Int[Array, ""],
         page_ids: Int[Array, " S"],
+        plain: tuple[Pools, Int[Array, " S"]],
         slots: Int[Array, "K C"],
         new_pages: Int[Array, " S2"],
         count: Int[Array, ""],
     ) -> PagedKV:
-        """Copies the first `count` of the tokens at `slots` of `page_ids`, per KV head, to the head of `new_pages`."""
-        layout, bounds = self.group.layout, self.bounds[layer]
-        pools = layout.move_tokens(self.pools[layer], page_ids, slots, new_pages)
+        """Moves the first `count` of the tokens at `slots`, per KV head, to the head of a row's `new_pages`.
+
+        Args:
+            page_ids: the row's pages so far; `plain`: what `plain_pages` gave for them.
+        """
+        picked = self.group.layout.pick(*plain, slots, len(new_pages))
+        pools = self.group.layout.put(self.pools[layer], picked, new_pages)
+        bounds = self.bounds[layer]
         if self.selector is not None:
-            sealed = jnp.arange(len(new_pages)) < count // layout.page_size
-            bounds = self.selector.seal_pages(bounds, pools, jnp.where(sealed, new_pages, 0))
+            bounds = self.selector.seal_pages(bounds, pools, self._full_pages(new_pages, count))
         observed = self.observed[layer].with_tokens_moved(page_ids, slots, new_pages)
-        return self._with_layer(layer, pools, bounds, self.kept[layer], observed, self.handed)
+        return self._with_layer(layer, pools, bounds, self.carried[layer], observed, self.handed)
+
+    def _full_pages(self, pages: Int[Array, " S"], num_tokens: Int[Array, ""]) -> Int[Array, " S"]:
+        """Those of `pages` that so many tokens fill, page 0 for the others."""
+        return jnp.where(jnp.arange(len(pages)) < num_tokens // self.group.layout.page_size, pages, 0)
 
     def without_row(self, row: Int[Array, ""]) -> PagedKV:
-        """Forgets what layers kept of a row's earlier steps: another sequence takes it."""
-        return replace(self, kept=tuple(None if kept is None else kept.without(row) for kept in self.kept))
+        """Forgets what is carried of a row's earlier steps: another sequence takes it."""
+        return replace(self, carried=tuple(None if c is None else c.without(row) for c in self.carried))
 
     def end_step(self) -> tuple[PagedKV, Any]:
         """The state for the next step, and what the layers of this one handed on; None without a selector."""
@@ -179,19 +204,19 @@ class PagedKV:
         bounds: Array | None,
         batch: StepBatch,
     ) -> tuple[Float[Array, "B H D"], Any, Any]:
-        """Attention of the decode rows, and what the selector keeps of them and hands on."""
+        """Attention of the decode rows, what the selector carries to the next step, and what it hands on."""
         rows, options = batch.decode, self._options(layer)
         if self.selector is None:
-            lists = rows.page_list(self.group.layout.page_size)
-            return pages.attention(q, *lists, rows.lengths, **options), self.kept[layer], None
-        return self.selector.read(layer, q, pages, bounds, batch, self.kept[layer], self.handed, options)
+            everything = rows.page_list(self.group.layout.page_size)
+            return pages.attention(q, *everything, rows.lengths, **options), self.carried[layer], None
+        return self.selector.read(layer, q, pages, bounds, batch, self.carried[layer], self.handed, options)
 
     def _options(self, layer: int) -> dict[str, Any]:
         """Of the layer's attention."""
         return dict(window=self.windows[layer], soft_cap=self.soft_cap, implementation=self.implementation)
 
     def _with_layer(
-        self, layer: int, pools: Pools, bounds: Array | None, kept: Any, observed: Any, handed: Any
+        self, layer: int, pools: Pools, bounds: Array | None, carried: Any, observed: Any, handed: Any
     ) -> PagedKV:
         def put(values: tuple, value: Any) -> tuple:
             return (*values[:layer], value, *values[layer + 1 :])
@@ -200,7 +225,7 @@ class PagedKV:
             self,
             pools=put(self.pools, pools),
             bounds=put(self.bounds, bounds),
-            kept=put(self.kept, kept),
+            carried=put(self.carried, carried),
             observed=put(self.observed, observed),
             handed=handed,
         )

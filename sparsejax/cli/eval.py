@@ -25,7 +25,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--lengths", type=int, nargs="+", metavar="N", help="tokens of a document with its question")
     group.add_argument("--samples", type=int, metavar="N", help="documents per case and length")
     group.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the first document (default: 0)")
-    group.add_argument("--presets", nargs="+", metavar="NAME", help="sparsity presets (default: all)")
+    group.add_argument(
+        "--presets", nargs="+", type=options.parse_value, metavar="NAME|JSON",
+        help="sparsity presets, or mappings such as '{\"preset\": \"turbo\", \"interval\": 1}' (default: all "
+        "that need no training)",
+    )  # fmt: skip
     group.add_argument("--budgets", nargs="+", metavar="B", help="tokens (2048) or share of prompt (0.25)")
     group.add_argument("--every-cell", action="store_true", help="all presets serve what dense has not learned, too")
     group.add_argument("--json", metavar="FILE", help="write everything that was measured")
@@ -39,15 +43,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from sparsejax.evaluation import plot
-    from sparsejax.evaluation.policies import make_policies, parse_budget
-    from sparsejax.sparsity.policy import PRESETS
+    from sparsejax.evaluation.policies import ANY_MODEL, make_policies, parse_budget
 
     budgets = args.budgets or (QUICK_BUDGETS if args.quick else BUDGETS)
-    policies = make_policies(args.presets or PRESETS, map(parse_budget, budgets))
+    policies = make_policies(args.presets or ANY_MODEL, map(parse_budget, budgets))
     if args.proxies:
         return proxies.run(args, policies)
     suite = make_suite(args)
-    config = options.make_config(args)
+    config = options.make_config(args, **(QUICK_ENGINE if args.quick else {}))
     if args.plot:
         plot.load_pyplot()  # says what is missing before the work, not after
     from sparsejax.evaluation.report import as_json, as_text
@@ -68,6 +71,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 BUDGETS, QUICK_BUDGETS = ("0.25", "0.5"), ("0.25",)
+QUICK_ENGINE = {"max_num_seqs": 33, "max_num_batched_tokens": 256, "num_decode_steps": 1}
+"""Few step shapes: in a short run compiling more of them takes longer than they save."""
 ROOM = 512
 """Tokens kept free for replies where the lengths were not asked for."""
 

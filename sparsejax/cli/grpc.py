@@ -10,36 +10,22 @@ from __future__ import annotations
 
 import argparse
 
-from sparsejax.cli import options
-from sparsejax.errors import ConfigError
+from sparsejax.cli.servers import add_server_options, needs, read_server
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from sparsejax.serve.admission import ServiceLimits
     from sparsejax.serve.grpc.options import GrpcOptions
 
-    parser.add_argument("served", nargs="?", metavar="MODEL", help="the same as --model")
-    options.add_fields(parser, "gRPC server", GrpcOptions)
-    options.add_fields(parser, "limits", ServiceLimits)
-    options.add_engine_options(parser)
+    add_server_options(parser, "gRPC server", GrpcOptions)
 
 
 def run(args: argparse.Namespace) -> int:
-    from sparsejax.serve.admission import ServiceLimits
     from sparsejax.serve.grpc.options import GrpcOptions
 
-    if args.served is not None:
-        args.model = args.served
-    settings = GrpcOptions(**options.given(args, GrpcOptions))
-    limits = ServiceLimits(**options.given(args, ServiceLimits))
-    config = options.make_config(args, warmup="full")
-    try:
+    settings, limits, config = read_server(args, GrpcOptions)
+    with needs("serve"):
         from sparsejax.serve.grpc.server import run as run_server
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"the server needs {error.name}: install it with pip install 'sparsejax[serve]'."
-        ) from error
-    from sparsejax.serve.service import Service
+        from sparsejax.serve.service import Service
 
     run_server(Service(config, limits), settings)
     return 0

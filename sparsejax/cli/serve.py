@@ -10,36 +10,22 @@ from __future__ import annotations
 
 import argparse
 
-from sparsejax.cli import options
-from sparsejax.errors import ConfigError
+from sparsejax.cli.servers import add_server_options, needs, read_server
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from sparsejax.serve.admission import ServiceLimits
     from sparsejax.serve.openai.options import HttpOptions
 
-    parser.add_argument("served", nargs="?", metavar="MODEL", help="the same as --model")
-    options.add_fields(parser, "HTTP server", HttpOptions)
-    options.add_fields(parser, "limits", ServiceLimits)
-    options.add_engine_options(parser)
+    add_server_options(parser, "HTTP server", HttpOptions)
 
 
 def run(args: argparse.Namespace) -> int:
-    from sparsejax.serve.admission import ServiceLimits
     from sparsejax.serve.openai.options import HttpOptions
 
-    if args.served is not None:
-        args.model = args.served
-    http = HttpOptions(**options.given(args, HttpOptions))
-    limits = ServiceLimits(**options.given(args, ServiceLimits))
-    config = options.make_config(args, warmup="full")
-    try:
+    settings, limits, config = read_server(args, HttpOptions)
+    with needs("serve"):
         from sparsejax.serve.openai.server import run as run_server
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"the server needs {error.name}: install it with pip install 'sparsejax[serve]'."
-        ) from error
-    from sparsejax.serve.service import Service
+        from sparsejax.serve.service import Service
 
-    run_server(Service(config, limits), http)
+    run_server(Service(config, limits), settings)
     return 0

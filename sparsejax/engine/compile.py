@@ -6,13 +6,17 @@ import ctypes
 import gc
 import os
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from sparsejax.errors import StoreError
+
+Build = Callable[[], tuple[Callable, tuple]]
+"""Gives a program's function and its example arguments, of which the first is donated."""
 
 
 class Programs:
@@ -28,23 +32,40 @@ class Programs:
         self.num_warm = 0
         self.compile_seconds = 0.0
 
-    def get(self, key: Hashable, build: Callable[[], tuple[Callable, tuple]]) -> jax.stages.Compiled:
-        """The program `key`; `build` gives its function and example arguments. The first one is donated."""
-        program = self._compiled.get(key)
-        if program is None:
-            start = time.perf_counter()
-            function, arguments = build()
-            program = jax.jit(function, donate_argnums=0).lower(*arguments).compile()
-            self._compiled[key] = program
-            self.num_compiles += 1
-            self.compile_seconds += time.perf_counter() - start
-        return program
+    def get(self, key: Hashable, build: Build) -> jax.stages.Compiled:
+        """The program `key`."""
+        if key not in self._compiled:
+            self.get_all({key: build})
+        return self._compiled[key]
+
+    def get_all(self, builds: Mapping[Hashable, Build], progress: Callable[[list], Iterable] = list) -> None:
+        """Compiles the programs that are missing, as many at once as there are processors.
+
+        Args:
+            progress: is given the missing keys and iterated over as they are done.
+        """
+        start = time.perf_counter()
+        missing = {key: build for key, build in builds.items() if key not in self._compiled}
+        pool = ThreadPoolExecutor(os.cpu_count())  # the compiler does not hold the interpreter's lock, tracing does
+        try:
+            pending = {key: pool.submit(_lower(build).compile) for key, build in missing.items()}
+            for key in progress(list(pending)):
+                self._compiled[key] = pending[key].result()
+                self.num_compiles += 1
+        finally:
+            pool.shutdown(cancel_futures=True)
+        self.compile_seconds += time.perf_counter() - start
 
     def __len__(self) -> int:
         return len(self._compiled)
 
     def items(self):
         return self._compiled.items()
+
+
+def _lower(build: Build) -> jax.stages.Lowered:
+    function, arguments = build()
+    return jax.jit(function, donate_argnums=0).lower(*arguments)
 
 
 def abstract(tree: Any) -> Any:

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from sparsejax.cache.allocator import PageAllocator
+from sparsejax.cache.prefix import PrefixCache
 from sparsejax.engine.bad_words import BadWords, banned_next, compile_bad_words
 from sparsejax.engine.detokenizer import Detokenizer, TextDecoder
 from sparsejax.engine.grammar import Grammars
@@ -25,9 +26,11 @@ from sparsejax.engine.rows import mix_seed, pack_bias, pack_row
 from sparsejax.engine.runner import Runner
 from sparsejax.engine.scheduler import Limits, Scheduler, StepPlan
 from sparsejax.engine.sequence import Sequence
+from sparsejax.engine.tiers import PageTiers
 from sparsejax.engine.timings import Timings
 from sparsejax.engine.tracker import Choice, Tracker, needs_full_sampler
 from sparsejax.errors import CapacityError, RequestError
+from sparsejax.sparsity.kinds import ALL
 
 
 @dataclass
@@ -36,6 +39,7 @@ class _InFlight:
 
     plan: StepPlan
     outputs: Any
+    started: float
 
 
 class EngineCore:
@@ -56,9 +60,15 @@ class EngineCore:
         tokenizer: Any,
         seed: int,
         policies: Policies,
+        cache: PrefixCache,
+        prefix_caching: bool = True,
+        tiers: PageTiers | None = None,
     ):
         self.runner = runner
-        self.scheduler = Scheduler(limits, allocator)
+        self.tiers = tiers
+        if tiers is not None:
+            cache.on_evict = tiers.write_back
+        self.scheduler = Scheduler(limits, allocator, cache, tiers)
         self.max_model_len = max_model_len
         self.tokenizer = tokenizer
         self._text = None if tokenizer is None else TextDecoder(tokenizer)
@@ -67,6 +77,7 @@ class EngineCore:
         self._eos_ids = eos_ids
         self._seed = seed
         self._policies = policies
+        self._prefix_caching = prefix_caching
         self._grammars = Grammars(tokenizer, runner.vocab_size, eos_ids)
         self._arrivals = 0
         self._trackers: dict[str, Tracker] = {}
@@ -74,6 +85,7 @@ class EngineCore:
         self._forks: dict[Sequence, list[Sequence]] = {}
         self._bad_words: dict[Sequence, BadWords] = {}
         self._in_flight: _InFlight | None = None
+        self._last_read = 0.0
         self._undelivered: list[RequestOutput] = []
 
     @property
@@ -104,13 +116,18 @@ class EngineCore:
         )  # fmt: skip
         self._arrivals += 1
         bad_words = self._compile_bad_words(params)
-        eviction = self._policies.eviction(params, prompt.num_compressed)
+        policy = self._policies.of(params, len(prompt.token_ids))
+        eviction = policy.keep.eviction(prompt.num_compressed)
+        # Every prompt token's logits are wanted where prompt_logprobs are: nothing of it may be skipped.
+        skippable = 0 if params.prompt_logprobs is not None else policy.keep.skippable(prompt.num_compressed)
+        root = self.scheduler.prefixes.cache.root(params.cache_salt) if self._prefix_caching else None
         rule = params.structured_outputs
         seed = params.seed if params.seed is not None else mix_seed(self._seed, self._arrivals)
         for index in range(params.n):
             sequence = Sequence(
                 list(prompt.token_ids), max_tokens, (priority, self._arrivals, index),
                 needs_history=bad_words.needs_history or rule is not None, eviction=eviction,
+                root=root, most_cached=skippable, publishes_outputs=policy.kind is ALL,
             )  # fmt: skip
             choice = Choice(
                 index,
@@ -190,6 +207,8 @@ class EngineCore:
 
     def _advance(self) -> list[RequestOutput]:
         plan = self.scheduler.schedule()
+        if plan is None and self._in_flight is None and self.scheduler.restores:
+            self.scheduler.restores.wait()
         started = self._dispatch(plan) if plan else None
         finished, self._in_flight = self._in_flight, started
         return self._collect(finished) if finished else []
@@ -200,12 +219,23 @@ class EngineCore:
             jax.block_until_ready(self._in_flight.outputs)
             self._in_flight = None
 
+    def close(self) -> None:
+        """Ends every request and leaves cached pages on the disk, where there is one."""
+        self.abort(self.request_ids())
+        self.drain()
+        if self.tiers is not None:
+            self.tiers.close([(cached.hash, cached.page) for cached in self.scheduler.prefixes.cache])
+
     def _dispatch(self, plan: StepPlan) -> _InFlight | None:
         now = time.monotonic()
         for sequence in plan.admitted:
             tracker, choice = self._owner[sequence]
             if tracker.metrics.first_scheduled_time is None:
                 tracker.metrics.first_scheduled_time = now
+                tracker.num_cached_tokens = sequence.num_cached
+                if sequence.root is not None:
+                    self.counters["prefix_cache_queries"] += sequence.num_prompt
+                    self.counters["prefix_cache_hits"] += sequence.num_cached
                 self.timings.queue.add(now - tracker.metrics.arrival_time)
             policy = self._policies.pack(tracker.params, sequence.num_prompt)
             keep = self._policies.pack_keep(tracker.params, sequence.num_prompt, sequence.eviction)
@@ -222,6 +252,7 @@ class EngineCore:
         if not plan.num_tokens:
             self.runner.cut_caches(plan)
             return None
+        started = time.perf_counter()
         outputs = self.runner.dispatch(plan, greedy, prompt_logprobs)
         for chunk in plan.chunks:
             self._fork(chunk.sequence)
@@ -238,7 +269,7 @@ class EngineCore:
             self.counters["decode_queries"] += queries
             self.counters["decode_tiles_held"] += tiles
             self.counters["decode_tiles_read"] += tiles
-        return _InFlight(plan, outputs)
+        return _InFlight(plan, outputs, started)
 
     def _row_values(self, sequence: Sequence, tracker: Tracker, choice: Choice) -> dict:
         return pack_row(
@@ -274,6 +305,8 @@ class EngineCore:
 
     def _collect(self, step: _InFlight) -> list[RequestOutput]:
         results = self.runner.read(step.outputs)
+        if self.tiers is not None:
+            self._note_cost(step)
         if results.reads is not None:
             count_reads(results.reads, self.counters)
         touched: dict[Tracker, None] = {}
@@ -293,6 +326,14 @@ class EngineCore:
                     break
             self._note_tokens(tracker, choice, len(choice.token_ids) - before)
         return self._report(touched)
+
+    def _note_cost(self, step: _InFlight) -> None:
+        """What a page of prompt took to compute: steps overlap, so a step's time begins where the last one's ended."""
+        now = time.perf_counter()
+        if step.plan.chunks:
+            pages = step.plan.num_tokens / self.scheduler.limits.page_size
+            self.tiers.costs.note("compute", now - max(step.started, self._last_read), pages)
+        self._last_read = now
 
     def _note_tokens(self, tracker: Tracker, choice: Choice, count: int) -> None:
         """Counts the tokens that a step brought for an output, and when they came."""

@@ -76,6 +76,8 @@ class SamplingParams:
         allowed_token_ids: only these can be drawn.
         structured_outputs: a rule that the output follows (`StructuredOutputs` or a mapping): a JSON schema,
             a regular expression, a choice, a grammar or any JSON object.
+        cache_salt: requests share cached prefixes only with those of the same salt; one per tenant keeps tenants from
+            learning by the time to a first token what others have asked.
         output_kind: what each RequestOutput carries.
         sparsity: this request's sparsity policy (preset name, mapping or SparsityConfig); None is the
             engine's default.
@@ -105,6 +107,7 @@ class SamplingParams:
     logit_bias: Mapping[int, float] | None = None
     allowed_token_ids: Sequence[int] | None = None
     structured_outputs: StructuredOutputs | Mapping[str, Any] | None = None
+    cache_salt: str | None = None
     output_kind: RequestOutputKind = RequestOutputKind.CUMULATIVE
     sparsity: object | str | None = None
 
@@ -184,6 +187,8 @@ class SamplingParams:
                 )
         if self.structured_outputs is not None:
             out["structured_outputs"] = StructuredOutputs.coerce(self.structured_outputs)
+        if self.cache_salt is not None and not (isinstance(self.cache_salt, str) and self.cache_salt):
+            reject("cache_salt", self.cache_salt, "None or a non-empty string")
         out["output_kind"] = _check_kind(self.output_kind)
         return out
 

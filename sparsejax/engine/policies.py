@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 
@@ -20,11 +21,18 @@ class Policies:
     """The policies of one engine. The first is the default; reading everything is always allowed."""
 
     def __init__(
-        self, declared: tuple[SparsityConfig, ...], selector: Selector | None, num_layers: int, max_model_len: int
+        self,
+        declared: tuple[SparsityConfig, ...],
+        selector: Selector | None,
+        num_layers: int,
+        max_model_len: int,
+        settled: Callable[[SparsityConfig], SparsityConfig] = lambda policy: policy,
     ):
+        """`settled` puts the model's own filter layers in a policy that leaves them open."""
         self.default = declared[0]
         self.selector = selector
         self.num_layers = num_layers
+        self._settled = settled
         for policy in declared:
             policy.layer_roles(num_layers)
         evicting = [policy.keep for policy in declared if policy.keep.method != "all"]
@@ -43,6 +51,8 @@ class Policies:
             policy = SparsityConfig.coerce(params.sparsity)
             if policy.codec is None:
                 policy = dataclasses.replace(policy, codec=self.default.codec)
+            if policy.codec == self.default.codec:
+                policy = self._settled(policy)
             policy.layer_roles(self.num_layers)
         except ConfigError as error:
             raise RequestError(str(error), parameter="sparsity", value=params.sparsity) from error
@@ -53,6 +63,14 @@ class Policies:
                 parameter="sparsity",
                 value=params.sparsity,
             )
+        for name in ("compressor", "filter_codec"):
+            if getattr(policy, name) not in (None, getattr(self.default, name)):
+                raise RequestError(
+                    f"this engine was started with {name}={getattr(self.default, name)!r}, not with "
+                    f"{getattr(policy, name)!r}: leave it out.",
+                    parameter="sparsity",
+                    value=params.sparsity,
+                )
         lacks = self._lacks(policy, num_prompt)
         if lacks is not None:
             raise RequestError(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -10,13 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels.dispatch import Implementation
+from sparsejax.cache.codecs.compressor import Compressor
 from sparsejax.cache.group import CacheGroup
 from sparsejax.engine.compile import Programs, abstract
 from sparsejax.engine.rows import mask_words, neutral_row, stack_rows
 from sparsejax.engine.sampler import SamplingRows
 from sparsejax.engine.scheduler import Cut, StepPlan
 from sparsejax.engine.state import DeviceState, Reads, initial_state, state_bytes
-from sparsejax.engine.step import StepKey, StepOutputs, StepShape
+from sparsejax.engine.step import COMPRESSOR, StepKey, StepOutputs, StepShape
 from sparsejax.engine.table import StepTable
 from sparsejax.models.decoder import Decoder
 from sparsejax.models.loader import LoadedModel
@@ -53,8 +56,9 @@ class Runner:
         implementation: Implementation,
         selector: Selector | None = None,
         evictor: Evictor | None = None,
+        compressor: Compressor | None = None,
     ):
-        self.params = model.params
+        self.params = model.params if compressor is None else model.params | {COMPRESSOR: compressor.layers}
         self.evictor = evictor
         self.table = table
         decoder = Decoder(model.config, model.dtype)
@@ -78,19 +82,15 @@ class Runner:
 
     def memory(self) -> dict[str, int]:
         """Bytes of the arrays that exist, by component."""
-        weights = sum(leaf.nbytes for leaf in jax.tree.leaves(self.params))
-        return {"weights": weights, **state_bytes(self.state)}
+        total = sum(leaf.nbytes for leaf in jax.tree.leaves(self.params))
+        codec = sum(leaf.nbytes for leaf in jax.tree.leaves(self.params.get(COMPRESSOR)))
+        extra = {COMPRESSOR: codec} if codec else {}
+        return {"weights": total - codec, **extra, **state_bytes(self.state)}
 
-    def warm(self, keys: list[StepKey], progress: Any = lambda keys: keys) -> None:
+    def warm(self, keys: list[StepKey], progress: Any = list) -> None:
         """Compiles the step programs `keys` and the small programs beside them."""
-        for key in progress(keys):
-            self._step(key)
-        self._admit_program()
-        self._copy_program()
-        self._bias_program()
-        self._allowed_program()
-        if self.evictor is not None:
-            self._cut_program()
+        small = ["admit", "copy", "bias", "allowed", *(["cut"] if self.evictor is not None else [])]
+        self.programs.get_all({key: partial(self._build, key) for key in [*keys, *small]}, progress)
         self.programs.num_warm = self.programs.num_compiles
 
     def admit(
@@ -101,11 +101,11 @@ class Runner:
         keep: dict[str, np.ndarray] | None,
     ) -> None:
         """Sets the sampling state and the policies of `row` for the sequence that takes it."""
-        self.state = self._admit_program()(self.state, np.int32(row), values, policy, keep)
+        self.state = self._program("admit")(self.state, np.int32(row), values, policy, keep)
 
     def set_bias(self, row: int, ids: np.ndarray, values: np.ndarray) -> None:
         """Replaces the logit biases of `row` (bans that depend on what was generated)."""
-        self.state = self._bias_program()(self.state, np.int32(row), ids, values)
+        self.state = self._program("bias")(self.state, np.int32(row), ids, values)
 
     def set_allowed(self, masks: dict[int, np.ndarray]) -> None:
         """Replaces the allowed tokens of rows: int32 bitmasks ``[ceil(V / 32)]`` by row, all in one upload."""
@@ -113,7 +113,7 @@ class Runner:
         words = np.full((self.table.max_rows, mask_words(self.vocab_size)), -1, np.int32)
         for slot, (row, mask) in enumerate(masks.items()):
             rows[slot], words[slot] = row, mask
-        self.state = self._allowed_program()(self.state, rows, words)
+        self.state = self._program("allowed")(self.state, rows, words)
 
     def dispatch(
         self, plan: StepPlan, greedy: bool, prompt_logprobs: bool
@@ -130,7 +130,7 @@ class Runner:
         self._fill_decode(plan, fields)
         if plan.chunks:
             self._fill_chunks(plan, fields)
-        self.state, outputs = self._step(key)(self.state, self.params, packed)
+        self.state, outputs = self._program(key)(self.state, self.params, packed)
         for array in jax.tree.leaves(outputs):
             array.copy_to_host_async()
         return outputs
@@ -210,78 +210,53 @@ class Runner:
             new_pages = np.zeros(self.evictor.capacity, np.int32)
             new_pages[: len(cut.new_pages)] = cut.new_pages
             numbers = (np.int32(n) for n in (cut.row, cut.length, cut.kept, cut.at))
-            self.state = self._cut_program()(self.state, *numbers, new_pages)
+            self.state = self._program("cut")(self.state, *numbers, new_pages)
 
     def _copy_pages(self, copies: list[tuple[int, int]]) -> None:
         for start in range(0, len(copies), COPY_PAIRS):
             pairs = np.zeros((2, COPY_PAIRS), np.int32)
             part = copies[start : start + COPY_PAIRS]
             pairs[:, : len(part)] = np.array(part).T
-            self.state = self._copy_program()(self.state, pairs[0], pairs[1])
+            self.state = self._program("copy")(self.state, pairs[0], pairs[1])
 
-    def _step(self, key: StepKey) -> jax.stages.Compiled:
-        def build():
+    def _program(self, key: StepKey | str) -> jax.stages.Compiled:
+        return self.programs.get(key, partial(self._build, key))
+
+    def _build(self, key: StepKey | str) -> tuple[Callable, tuple]:
+        """The function of a program, and shapes of its arguments: of a step, or of a small program by name."""
+        state = abstract(self.state)
+        if isinstance(key, StepKey):
             packed = jax.ShapeDtypeStruct((self.shape.packing(key).size,), jnp.int32)
-            return self.shape.program(key), (abstract(self.state), abstract(self.params), packed)
+            return self.shape.program(key), (state, abstract(self.params), packed)
+        function, *arguments = self._small_programs()[key]
+        return function, (state, *arguments)
 
-        return self.programs.get(key, build)
+    def _small_programs(self) -> dict[str, tuple]:
+        """Functions that change the state between steps, and their arguments after it."""
+        sampling = self.state.sampling
+        rows = self.table.max_rows
 
-    def _admit_program(self) -> jax.stages.Compiled:
-        def build():
-            def row_of(state: Any) -> Any:
-                if state is None:
-                    return None
-                return {name: jax.ShapeDtypeStruct(a.shape[1:], a.dtype) for name, a in vars(state).items()}
+        def cut(state: DeviceState, *args: Any) -> DeviceState:
+            return state.cut(self.evictor, *args)
 
-            rows = (row_of(part) for part in (self.state.sampling, self.state.policy, self.state.keep))
-            return DeviceState.admit, (abstract(self.state), jax.ShapeDtypeStruct((), jnp.int32), *rows)
+        def ids(*shape: int) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(shape, jnp.int32)
 
-        return self.programs.get("admit", build)
+        def row_of(array: jax.Array) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(array.shape[1:], array.dtype)
 
-    def _cut_program(self) -> jax.stages.Compiled:
-        def build():
-            def cut(state: DeviceState, *args: Any) -> DeviceState:
-                return state.cut(self.evictor, *args)
+        def fields_of(part: Any) -> dict[str, jax.ShapeDtypeStruct] | None:
+            return None if part is None else {name: row_of(array) for name, array in vars(part).items()}
 
-            number = jax.ShapeDtypeStruct((), jnp.int32)
-            pages = jax.ShapeDtypeStruct((self.evictor.capacity,), jnp.int32)
-            return cut, (abstract(self.state), number, number, number, number, pages)
-
-        return self.programs.get("cut", build)
-
-    def _copy_program(self) -> jax.stages.Compiled:
-        def build():
-            ids = jax.ShapeDtypeStruct((COPY_PAIRS,), jnp.int32)
-            return DeviceState.copy_pages, (abstract(self.state), ids, ids)
-
-        return self.programs.get("copy", build)
-
-    def _bias_program(self) -> jax.stages.Compiled:
-        def build():
-            sampling = self.state.sampling
-            ids, values = (
-                jax.ShapeDtypeStruct(a.shape[1:], a.dtype) for a in (sampling.bias_ids, sampling.bias_values)
-            )
-            return DeviceState.set_bias, (
-                abstract(self.state),
-                jax.ShapeDtypeStruct((), jnp.int32),
-                ids,
-                values,
-            )
-
-        return self.programs.get("bias", build)
-
-    def _allowed_program(self) -> jax.stages.Compiled:
-        def build():
-            rows = self.table.max_rows
-            masks = jax.ShapeDtypeStruct((rows, mask_words(self.vocab_size)), jnp.int32)
-            return DeviceState.set_allowed, (
-                abstract(self.state),
-                jax.ShapeDtypeStruct((rows,), jnp.int32),
-                masks,
-            )
-
-        return self.programs.get("allowed", build)
+        programs = {
+            "admit": (DeviceState.admit, ids(), *map(fields_of, (sampling, self.state.policy, self.state.keep))),
+            "copy": (DeviceState.copy_pages, ids(COPY_PAIRS), ids(COPY_PAIRS)),
+            "bias": (DeviceState.set_bias, ids(), row_of(sampling.bias_ids), row_of(sampling.bias_values)),
+            "allowed": (DeviceState.set_allowed, ids(rows), ids(rows, mask_words(self.vocab_size))),
+        }
+        if self.evictor is not None:
+            programs["cut"] = (cut, ids(), ids(), ids(), ids(), ids(self.evictor.capacity))
+        return programs
 
 
 def _neutral_rows(vocab_size: int, num_rows: int) -> SamplingRows:

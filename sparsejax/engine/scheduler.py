@@ -2,8 +2,8 @@
 
 One rule covers everything: a running sequence has `num_uncomputed` tokens to compute. Exactly one is a decode
 row; more is a prefill chunk, cut to the step's token budget. Decode rows go first, then chunks in order, then
-the queue is admitted while rows, pages and budget last. When pages run out the last sequence in order gives
-its pages back and is computed again later.
+the queue is admitted while rows, pages and budget last. A new sequence starts from the pages that the prefix
+cache has of it. When pages run out the last sequence in order gives its pages back and is computed again later.
 """
 
 from __future__ import annotations
@@ -11,9 +11,16 @@ from __future__ import annotations
 import bisect
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from sparsejax.cache.allocator import PageAllocator
+from sparsejax.cache.prefix import PrefixCache
+from sparsejax.engine.prefixes import Prefixes
+from sparsejax.engine.restore import Restores
 from sparsejax.engine.sequence import PENDING, Sequence, Status
+
+if TYPE_CHECKING:
+    from sparsejax.engine.tiers import PageTiers
 
 
 @dataclass(frozen=True)
@@ -21,7 +28,7 @@ class Limits:
     """What the compiled steps can hold. Tokens and rows.
 
     Attributes:
-        share_whole_pages: samples of a request share full pages only, because open pages are not in the pool.
+        share_whole_pages: sequences share full pages only, because open pages are not in the pool.
     """
 
     max_num_seqs: int
@@ -89,9 +96,13 @@ class StepPlan:
 class Scheduler:
     """Owns the queue, the rows and the page lists; decides, and never touches the device."""
 
-    def __init__(self, limits: Limits, allocator: PageAllocator):
+    def __init__(
+        self, limits: Limits, allocator: PageAllocator, cache: PrefixCache, tiers: PageTiers | None = None
+    ):
         self.limits = limits
         self.allocator = allocator
+        self.prefixes = Prefixes(cache, allocator, copies=not limits.share_whole_pages)
+        self.restores = Restores(self.prefixes, tiers) if tiers else None
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
         self.num_preemptions = 0
@@ -119,6 +130,7 @@ class Scheduler:
             self.allocator.share(pages)
             child.pages = list(pages)
             child.num_computed = shared
+            self.prefixes.fork(parent, child)
             self.add(child)
 
     def finish(self, sequence: Sequence) -> None:
@@ -135,6 +147,8 @@ class Scheduler:
 
     def schedule(self) -> StepPlan | None:
         """Plans the next step. None: nothing to do until results of dispatched steps come in."""
+        if self.restores:
+            self.restores.advance(self.waiting, len(self.running))
         plan = StepPlan()
         if self._plan_evictions(plan) and self._plan_running(plan):
             self._admit(plan)
@@ -155,6 +169,8 @@ class Scheduler:
             kept, length = sequence.eviction.kept, sequence.num_computed - sequence.shift
             if not self._free_up(_pages(kept, self.limits.page_size), sequence):
                 return False
+            self.prefixes.publish(sequence)
+            self.prefixes.stop(sequence)
             old, sequence.pages = sequence.pages, self.allocator.allocate(_pages(kept, self.limits.page_size))
             self.allocator.release(old)
             plan.evictions.append(Cut(sequence.row, length, kept, sequence.num_computed, sequence.pages[:]))
@@ -165,16 +181,16 @@ class Scheduler:
     def _plan_running(self, plan: StepPlan) -> bool:
         """Adds the running sequences in order; False if pages ran out, so that nobody may be admitted."""
         ready = [s for s in self.running if s.num_remaining > 0 and not (s.needs_history and s.has_pending)]
-        budget = self._chunk_budget(sum(s.num_uncomputed == 1 for s in ready))
+        budget = self._chunk_budget(sum(s.decodes for s in ready))
         for sequence in ready:
             if sequence.status is not Status.RUNNING:
                 continue  # preempted for an earlier one just now
             count = sequence.most_computable(min(sequence.num_uncomputed, max(budget, 1)))
-            if sequence.num_uncomputed > 1 and budget <= 0:
+            if not sequence.decodes and budget <= 0:
                 continue
             if not self._reserve(sequence, sequence.num_computed + count, plan):
                 return False
-            if sequence.num_uncomputed == 1:
+            if sequence.decodes:
                 plan.decode.append(sequence)
             else:
                 plan.chunks.append(_chunk(sequence, count))
@@ -184,16 +200,21 @@ class Scheduler:
     def _admit(self, plan: StepPlan) -> None:
         decoding = len(plan.decode)
         budget = self._chunk_budget(decoding) - sum(chunk.count for chunk in plan.chunks)
-        while self.waiting and self._free_rows and budget > 0:
-            sequence = self.waiting[0]
+        at = 0
+        while at < len(self.waiting) and self._free_rows and budget > 0:
+            sequence = self.waiting[at]
+            if (self.restores and self.restores.awaited(sequence)) or not self.prefixes.attach(sequence):
+                at += 1
+                continue
             if not self._room_for(sequence):
                 return
-            del self.waiting[0]
+            del self.waiting[at]
             self._start(sequence, plan)
             count = sequence.most_computable(min(sequence.num_uncomputed, budget))
             # Cannot fail: `_room_for` counted these pages.
-            self._reserve(sequence, sequence.most_computable(len(sequence.tokens)), plan)
-            if sequence.num_uncomputed == 1:
+            most = sequence.most_computable(sequence.num_uncomputed)
+            self._reserve(sequence, sequence.num_computed + most, plan)
+            if sequence.decodes:
                 plan.decode.append(sequence)
             else:
                 plan.chunks.append(_chunk(sequence, count))
@@ -204,6 +225,7 @@ class Scheduler:
         sequence.status = Status.RUNNING
         bisect.insort(self.running, sequence, key=_order)
         plan.admitted.append(sequence)
+        self.prefixes.started(sequence)
         plan.entries.update({(sequence.row, index): page for index, page in enumerate(sequence.pages)})
 
     def _room_for(self, sequence: Sequence) -> bool:
@@ -212,8 +234,20 @@ class Scheduler:
         wanted = sequence.peak_pages(len(sequence.tokens), self.limits.page_size) - len(sequence.pages)
         wanted += sum(map(self.allocator.is_shared, sequence.pages[self._first_page(sequence) :]))
         while wanted + len(self.running) > self.allocator.num_free:
-            if self.running or not self._reclaim_waiting(after=sequence):
+            if self.running or not (self._reclaim_waiting(after=sequence) or self._drop_copied(sequence)):
                 return False
+        return True
+
+    def _drop_copied(self, sequence: Sequence) -> bool:
+        """Gives back the page that `sequence` would have to copy: page and copy may be one more than there are."""
+        first = self._first_page(sequence)
+        if len(sequence.pages) <= first:
+            return False
+        self.allocator.release(sequence.pages[first:])
+        del sequence.pages[first:]
+        sequence.num_computed = first * self.limits.page_size
+        sequence.num_prefilled = sequence.num_computed
+        sequence.num_cached = min(sequence.num_cached, sequence.num_computed)
         return True
 
     def _reserve(self, sequence: Sequence, num_tokens: int, plan: StepPlan) -> bool:
@@ -251,11 +285,12 @@ class Scheduler:
         return True
 
     def _reclaim_waiting(self, after: Sequence | None = None) -> bool:
-        """Takes the pages that the last forked sequence in the queue holds; it computes its prompt itself."""
+        """Takes the pages that the last sequence in the queue which holds any was to start from."""
         for sequence in reversed(self.waiting):
             if sequence.pages and sequence is not after:
                 self.allocator.release(sequence.pages)
-                sequence.pages, sequence.num_computed = [], 0
+                sequence.pages = []
+                sequence.restart()
                 return True
         return False
 
@@ -272,6 +307,8 @@ class Scheduler:
         return victim is not sequence
 
     def _release(self, sequence: Sequence) -> None:
+        self.prefixes.publish(sequence)
+        self.prefixes.stop(sequence)
         self.allocator.release(sequence.pages)
         sequence.pages = []
         if sequence.row >= 0:
@@ -300,9 +337,12 @@ class Scheduler:
             sequence.num_computed += plan.num_steps
         for chunk in plan.chunks:
             chunk.sequence.num_computed += chunk.count
+            chunk.sequence.num_prefilled = chunk.sequence.num_computed
             if chunk.samples:
                 plan.outputs.append((chunk.sequence, len(chunk.sequence.tokens)))
                 chunk.sequence.tokens.append(PENDING)
+        for sequence in (*plan.decode, *(chunk.sequence for chunk in plan.chunks)):
+            self.prefixes.publish(sequence)
 
     def _chunk_budget(self, num_decode: int) -> int:
         return min(self.limits.max_chunk, self.limits.max_num_batched_tokens - num_decode)

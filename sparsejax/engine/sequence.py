@@ -35,6 +35,16 @@ class Sequence:
         pages: page ids by logical index.
         row: the slot of the device state it holds while it runs, or -1.
         needs_history: the host must know every earlier token before it samples the next one.
+        root: where its chain of pages in the prefix cache begins; None: it neither reads nor fills the cache.
+        most_cached: leading tokens that it may take from there; None leaves only its last one to compute.
+        publishes: whether pages that it fills may be shared.
+        publishes_outputs: whether also those with tokens that decode steps computed.
+        hashes: of its full pages, as far as they were needed.
+        num_published: leading pages of its own that are cached.
+        num_cached: tokens that it took from the cache when it started.
+        num_prefilled: leading tokens that no decode step computed.
+        looked_below: whether the tiers below the device were asked for its pages.
+        awaits: hash of a page that a running sequence is about to publish and it wants.
     """
 
     tokens: list[int]
@@ -49,6 +59,16 @@ class Sequence:
     pages: list[int] = field(default_factory=list)
     row: int = -1
     status: Status = Status.NEW
+    root: bytes | None = None
+    most_cached: int | None = None
+    publishes: bool = True
+    publishes_outputs: bool = True
+    hashes: list[bytes] = field(default_factory=list)
+    num_published: int = 0
+    num_cached: int = 0
+    num_prefilled: int = 0
+    looked_below: bool = False
+    awaits: bytes | None = None
 
     def __post_init__(self) -> None:
         self.num_prompt = len(self.tokens)
@@ -57,6 +77,8 @@ class Sequence:
     def restart(self) -> None:
         """Nothing of it is in the cache (any more)."""
         self.num_computed, self.shift = 0, 0
+        self.looked_below = False
+        self.num_published, self.num_cached, self.num_prefilled, self.publishes = 0, 0, 0, True
         self.evict_at = self.eviction and self.eviction.at
 
     def evicted(self) -> None:
@@ -91,6 +113,23 @@ class Sequence:
     @property
     def num_uncomputed(self) -> int:
         return len(self.tokens) - self.num_computed
+
+    @property
+    def decodes(self) -> bool:
+        """Whether its newest output is all that is left to compute. The prompt is always read in chunks, so that how
+        its last token is read depends neither on the chunks nor on the cache."""
+        return self.num_uncomputed == 1 and self.num_outputs > 0
+
+    @property
+    def num_written(self) -> int:
+        """Leading tokens that the host knows and whose keys and values are in pages once every dispatched step has run.
+
+        Not the newest output: a device that sees it end the sequence does not compute it.
+        """
+        known = len(self.tokens)
+        while self.tokens[known - 1] == PENDING:
+            known -= 1
+        return min(self.num_computed, max(self.num_prompt, known - 1))
 
     @property
     def has_pending(self) -> bool:

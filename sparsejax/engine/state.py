@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int
 from pallas_kernels.dispatch import Implementation
 from sparsejax.cache.coded import CodedKV
 from sparsejax.cache.group import CacheGroup
+from sparsejax.cache.latent import LatentKV
 from sparsejax.cache.layout import CodedLayout
 from sparsejax.cache.paged import PagedKV
 from sparsejax.engine.sampler import SamplingRows
@@ -27,12 +28,14 @@ class Reads(NamedTuple):
 
     Attributes:
         tiles: int32 ``[B, 2]``: tiles (a page of one KV head of one layer) that each row holds, and that it read.
+        capped: int32 ``[B, 2]``: lists that a `top_p` made, and those of them that fill the budget.
         recall: float32 ``[B, L]``: the share of attention probability that it captured, -1 where that was not
             measured; None where no policy measures it.
         more: int32 ``[B, 2]``: 1 for rows whose budget grew for that, and for those that read everything from now.
     """
 
     tiles: Array
+    capped: Array
     recall: Array | None = None
     more: Array | None = None
 
@@ -99,9 +102,9 @@ class DeviceState:
             return self, None
         selector = self.kv.selector
         if not selector.samples:
-            return self, Reads(handed.tiles)
+            return self, Reads(handed.tiles, handed.capped)
         policy, more = self.policy.guarded(rows, handed.recall, selector.width)
-        return replace(self, policy=policy), Reads(handed.tiles, handed.recall, more)
+        return replace(self, policy=policy), Reads(handed.tiles, handed.capped, handed.recall, more)
 
     def with_tables(self, tables: Int[Array, "B S"]) -> DeviceState:
         return replace(self, tables=tables)
@@ -139,15 +142,18 @@ def initial_state(
     evictor: Evictor | None = None,
 ) -> DeviceState:
     """Zeroed pools and tables for `num_rows` rows plus the spare one; `sampling` has that many rows already."""
-    pools = tuple(group.layout.zeros() for _ in group.layers)
-    bounds = tuple(None if selector is None else selector.initial_bounds(group.layout) for _ in group.layers)
-    observed = tuple(
-        None if evictor is None else evictor.nothing_seen(num_rows + 1, group.layout) for _ in group.layers
+    layouts = group.layouts
+    pools = tuple(layout.zeros() for layout in layouts)
+    bounds = tuple(None if selector is None else selector.initial_bounds(layout) for layout in layouts)
+    observed = tuple(None if evictor is None else evictor.nothing_seen(num_rows + 1, layout) for layout in layouts)
+    carried = tuple(
+        None if selector is None or layout.latent else selector.initial_carried(num_rows + 1, layout)
+        for layout in layouts
     )
-    kept = tuple(None if selector is None else selector.initial_lists(num_rows + 1) for _ in group.layers)
-    kind = CodedKV if isinstance(group.layout, CodedLayout) else PagedKV
+    coded = CodedKV if isinstance(group.layout, CodedLayout) else PagedKV
+    kind = LatentKV if any(layout.latent for layout in layouts) else coded
     kv = kind(
-        pools, bounds, kept, observed, group, config.windows, config.attn_soft_cap, implementation, selector
+        pools, bounds, carried, observed, group, config.windows, config.attn_soft_cap, implementation, selector
     )
     return DeviceState(
         kv,
@@ -165,8 +171,9 @@ def state_bytes(state: DeviceState) -> dict[str, int]:
     def total(tree) -> int:
         return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
 
+    lists = [carried and carried.lists for carried in state.kv.carried]
     return {
         **{name: total(arrays) for name, arrays in state.kv.parts().items()},
         "page_tables": total(state.tables),
-        "sampling_rows": total((state.last_tokens, state.sampling, state.policy, state.keep, state.kv.kept)),
+        "sampling_rows": total((state.last_tokens, state.sampling, state.policy, state.keep, lists)),
     }

@@ -7,7 +7,8 @@ from sparsejax.engine.reads import recall_stats
 
 
 def engine_stats(core: EngineCore) -> dict[str, int | float]:
-    """Live pages and bytes, queue lengths and totals since start."""
+    """Live pages and bytes, queue lengths and totals since start. Idle pages are free ones that the prefix cache uses
+    until somebody needs them."""
     scheduler, runner = core.scheduler, core.runner
     allocator = scheduler.allocator
     group = runner.state.kv.group
@@ -24,18 +25,25 @@ def engine_stats(core: EngineCore) -> dict[str, int | float]:
         "prompt_tokens": core.counters["prompt_tokens"],
         "generation_tokens": core.counters["generation_tokens"],
         "computed_tokens": core.counters["computed_tokens"],
+        "prefix_cache_queries": core.counters["prefix_cache_queries"],
+        "prefix_cache_hits": core.counters["prefix_cache_hits"],
         "steps": core.counters["steps"],
         "decode_dense_bytes": read_bytes("dense", "decode_queries_dense"),
         "decode_queries": core.counters["decode_queries"],
         "decode_held_bytes": read_bytes("held"),
         "decode_read_bytes": read_bytes("read"),
+        "lists_by_top_p": core.counters["lists_by_top_p"],
+        "lists_at_budget": core.counters["lists_at_budget"],
+        "recall_checks": core.counters["recall_checks"],
         "budgets_widened": core.counters["budgets_widened"],
         "budgets_dropped": core.counters["budgets_dropped"],
         **recall_stats(core.counters),
         "kv_live_pages": allocator.num_live,
         "kv_free_pages": allocator.num_free,
+        "kv_idle_pages": allocator.num_idle,
         "kv_live_bytes": allocator.num_live * group.page_bytes + len(scheduler.running) * group.row_bytes,
         "kv_page_bytes": group.page_bytes,
+        **(core.tiers.stats() if core.tiers else {}),
         "compiles": runner.programs.num_compiles,
         "compiles_after_warmup": runner.programs.num_compiles - runner.programs.num_warm,
         "compile_seconds": runner.programs.compile_seconds,

@@ -26,7 +26,7 @@ def load_pyplot() -> Any:
     return pyplot
 
 
-KINDS = {"held": "held by decode steps", "read": "read by a decode step"}
+KINDS = {"held": "held by decode steps", "step": "read by a decode step"}
 MEGABYTE = 1e6
 
 
@@ -40,7 +40,7 @@ def draw(evaluation: Evaluation, path: str | Path) -> None:
     for result in evaluation.results:
         summary = summarize(evaluation, result)
         if summary.worst is not None and result.kv:
-            lines.setdefault(result.policy.preset, []).append(summary)
+            lines.setdefault(result.policy.method, []).append(summary)
     figure, panels = pyplot.subplots(1, 2, figsize=(11, 4.5), sharey=True)
     longest = max(evaluation.suite.lengths)
     for axes, (kind, words) in zip(panels, KINDS.items(), strict=True):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sparsejax.errors import ConfigError
@@ -16,19 +16,29 @@ PROBE = (4096, 32)
 
 @dataclass(frozen=True)
 class Policy:
-    """A preset and its budget: tokens (int), a share of the prompt (float), or the preset's own (None)."""
+    """A preset and its budget: tokens (int), a share of the prompt (float), or the preset's own (None).
+
+    `changed` are other parameters of the preset, as pairs of name and value.
+    """
 
     preset: str
     budget: int | float | None = None
+    changed: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def method(self) -> str:
+        """What is the same at all budgets."""
+        return " ".join([self.preset, *(f"{name}={_brief(value)}" for name, value in self.changed)])
 
     @property
     def label(self) -> str:
-        return self.preset if self.budget is None else f"{self.preset} {self.budget:g}"
+        return self.method if self.budget is None else f"{self.method} {self.budget:g}"
 
     @property
     def sparsity(self) -> str | dict[str, Any]:
-        """What `EngineConfig.sparsity` takes: a name, or a mapping where there is a budget."""
-        return self.preset if self.budget is None else {"preset": self.preset, "budget": self.budget}
+        """What `EngineConfig.sparsity` takes: a name, or a mapping where anything is changed."""
+        budget = {} if self.budget is None else {"budget": self.budget}
+        return {"preset": self.preset, **budget, **dict(self.changed)} if budget or self.changed else self.preset
 
     @property
     def codec(self) -> str:
@@ -37,33 +47,54 @@ class Policy:
 
 
 DENSE = Policy(BASELINE)
+ANY_MODEL = tuple(name for name, preset in PRESETS.items() if preset.codec != "deltakv")
+"""Presets that every model can be served under: the others need something trained for it."""
 
 
-def make_policies(presets: Iterable[str] = PRESETS, budgets: Iterable[int | float] = ()) -> tuple[Policy, ...]:
+def make_policies(
+    presets: Iterable[str | Mapping[str, Any]] = ANY_MODEL, budgets: Iterable[int | float] = ()
+) -> tuple[Policy, ...]:
     """Every preset at every budget, dense once and first: all else is compared with it.
 
+    Args:
+        presets: names, or mappings as `EngineConfig.sparsity` takes them; one that has a budget keeps to it.
+
     Raises:
-        ConfigError: a preset is unknown or a budget is not above zero.
+        ConfigError: a preset or parameter is unknown, or a budget is not above zero.
     """
     budgets = tuple(dict.fromkeys(budgets))
     for budget in budgets:
         if not budget > 0 or (isinstance(budget, float) and budget > 1):
             raise ConfigError(f"budget {budget!r}: give tokens (a whole number above 0) or a share in (0, 1]")
     made = [DENSE]
-    for preset in dict.fromkeys(presets):
-        if preset not in PRESETS:
-            raise ConfigError(f"preset {preset!r} is unknown; known are {', '.join(PRESETS)}")
-        if not budgets or not takes_budget(preset):
-            made.append(Policy(preset))
+    for given in presets:
+        policy = parse_policy(given)
+        if policy.budget is not None or not takes_budget(policy):
+            made.append(policy)
         else:
-            made += [Policy(preset, budget) for budget in budgets]
+            made += [replace(policy, budget=budget) for budget in budgets or (None,)]
     return tuple(dict.fromkeys(made))
 
 
-def takes_budget(preset: str) -> bool:
-    """Whether a preset reads or keeps more under a larger budget."""
-    small, large = (SparsityConfig.preset(preset, budget=budget) for budget in (256, 2048))
+def parse_policy(given: str | Mapping[str, Any]) -> Policy:
+    """A preset by name, or a mapping with 'preset' and parameters of it."""
+    SparsityConfig.coerce(given)  # says what is wrong
+    if isinstance(given, str):
+        return Policy(given)
+    changed = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+    return Policy(changed.pop("preset"), changed.pop("budget", None), tuple(changed.items()))
+
+
+def takes_budget(policy: Policy) -> bool:
+    """Whether a policy reads or keeps more under a larger budget."""
+    small, large = (SparsityConfig.coerce(replace(policy, budget=tokens).sparsity) for tokens in (256, 2048))
     return _effect(small) != _effect(large)
+
+
+def _brief(value: Any) -> str:
+    if isinstance(value, tuple):
+        return "+".join(map(str, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _effect(config: SparsityConfig) -> tuple:

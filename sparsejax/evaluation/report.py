@@ -29,7 +29,7 @@ def as_text(evaluation: Evaluation) -> str:
     for result in evaluation.results:
         lines += _policy(evaluation, result)
     lines += ["Cliff (fewest bytes read with at most one point lost on the worst learned cell):"]
-    lines += [f"  {preset}: {_cliff(found)}" for preset, found in cliffs(evaluation).items()]
+    lines += [f"  {method}: {_cliff(found)}" for method, found in cliffs(evaluation).items()]
     missing = [cell for cell in evaluation.dense.cells if not is_learned(cell)]
     if missing:
         lines += ["", "Not learned (dense below 90%; these cells say nothing about compression):"]
@@ -52,7 +52,8 @@ def _policy(evaluation: Evaluation, result: PolicyResult) -> list[str]:
         )
     for kv in result.kv:
         held = f"{kv.held:,.0f} bytes held ({kv.per_token:,.0f} per token), {kv.peak:,} at the peak"
-        step = f"{kv.read:,.0f} read by a decode step of {1e3 * kv.seconds:.1f} ms"
+        bounds = f" and {kv.bounds:,.0f} of key bounds" if kv.bounds else ""
+        step = f"{kv.read:,.0f}{bounds} read by a decode step of {1e3 * kv.seconds:.1f} ms"
         lines.append(f"  KV at {kv.length} tokens: {held}, {step}")
     rate = f"{result.tokens_per_second:,.0f} tokens/s (prompts and replies)"
     less = f"{summary.saving:.2f} times fewer bytes read, {summary.compression:.2f} times fewer held"
@@ -90,8 +91,8 @@ def as_json(evaluation: Evaluation) -> dict[str, Any]:
         },
         "policies": [_policy_json(evaluation, result) for result in evaluation.results],
         "cliffs": {
-            preset: None if found is None else {"policy": found.result.policy.label, "saving": found.saving}
-            for preset, found in cliffs(evaluation).items()
+            method: None if found is None else {"policy": found.result.policy.label, "saving": found.saving}
+            for method, found in cliffs(evaluation).items()
         },
         "not_learned": [[cell.case, cell.length] for cell in evaluation.dense.cells if not is_learned(cell)],
         "skipped": [list(one) for one in evaluation.skipped],
@@ -106,6 +107,7 @@ def _policy_json(evaluation: Evaluation, result: PolicyResult) -> dict[str, Any]
         "policy": result.policy.label,
         "preset": result.policy.preset,
         "budget": result.policy.budget,
+        "changed": dict(result.policy.changed),
         "learned_mean": summary.accuracy,
         "worst": None if worst is None else [worst.case, worst.length, worst.accuracy],
         "compression": summary.compression,
@@ -116,6 +118,7 @@ def _policy_json(evaluation: Evaluation, result: PolicyResult) -> dict[str, Any]
                 "held_bytes": kv.held,
                 "peak_bytes": kv.peak,
                 "read_bytes": kv.read,
+                "bounds_bytes": kv.bounds,
                 "timing": {"step_seconds": round(kv.seconds, 6)},
             }
             for kv in result.kv

@@ -12,8 +12,8 @@ from sparsejax.evaluation.suite import Suite
 class CellResult:
     """Which documents of a cell one policy got right, and its replies.
 
-    `recall` is the mean share of expected items named, `tokens` counts prompts and replies, `seconds` leaves out
-    compilation.
+    `recall` is the mean share of expected items named, `tokens` counts what was computed of prompts and replies,
+    `seconds` leaves out compilation.
     """
 
     case: str
@@ -34,7 +34,8 @@ class CellResult:
 class KvBytes:
     """KV bytes that the engine reports for one sequence of `length` prompt tokens served alone.
 
-    `held` and `read` by an average decode step, which takes `seconds`; `peak` the most that was held at any time.
+    `held` and `read` by an average decode step, which takes `seconds`; `peak` the most that was held at any time;
+    `bounds` what such a step reads of key bounds to select by them, which `read` leaves out.
     """
 
     length: int
@@ -42,10 +43,16 @@ class KvBytes:
     peak: int
     read: float
     seconds: float
+    bounds: float = 0.0
 
     @property
     def per_token(self) -> float:
         return self.held / self.length
+
+    @property
+    def step(self) -> float:
+        """All that a decode step reads."""
+        return self.read + self.bounds
 
 
 @dataclass(frozen=True)

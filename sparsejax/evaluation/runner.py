@@ -1,4 +1,4 @@
-"""Runs a suite through one engine per codec, one policy after the other, dense first."""
+"""Runs a suite through one engine per codec: cell by cell, one policy after the other, dense first."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+
 from sparsejax import Engine, EngineConfig, SamplingParams
 from sparsejax.errors import ConfigError
 from sparsejax.evaluation.policies import DENSE, Policy, by_codec
@@ -14,6 +16,7 @@ from sparsejax.evaluation.results import CellResult, Evaluation, KvBytes, Policy
 from sparsejax.evaluation.suite import Cell, Request, Suite, make_cell
 from sparsejax.evaluation.summary import is_learned
 from sparsejax.models.loader import LoadedModel
+from sparsejax.sparsity.policy import Role, SparsityConfig
 
 DECODED = 16
 """Decode steps whose bytes are averaged."""
@@ -48,15 +51,13 @@ def evaluate(
     cells, skipped = make_cells(suite, tokenizer)
     config = dataclasses.replace(config or EngineConfig(), max_model_len=_longest(cells, model))
     results: dict[Policy, PolicyResult] = {}
-    chosen = cells
     for group in by_codec(policies).values():
-        offered = [policy.sparsity for policy in group]
-        with Engine.from_loaded(model, tokenizer, config=config, sparsity=offered) as engine:
-            for policy in group:
-                results[policy] = run_policy(engine, policy, chosen, report)
-                if policy == DENSE and not every_cell:
-                    learned = {(one.case, one.length) for one in results[DENSE].cells if is_learned(one)}
-                    chosen = [cell for cell in cells if (cell.case, cell.length) in learned]
+        with Engine.from_loaded(model, tokenizer, config=config, sparsity=[one.sparsity for one in group]) as engine:
+            served = run_group(engine, group, cells, every_cell, report)
+        results |= served
+        if DENSE in served and not every_cell:
+            learned = {(one.case, one.length) for one in served[DENSE].cells if is_learned(one)}
+            cells = [cell for cell in cells if (cell.case, cell.length) in learned]
     name, seconds = model.path.name if model.path else "in memory", time.perf_counter() - started
     return Evaluation(name, suite, tuple(results[policy] for policy in policies), tuple(skipped), seconds)
 
@@ -75,33 +76,46 @@ def make_cells(suite: Suite, tokenizer: Any) -> tuple[list[Cell], list[tuple[str
     return cells, skipped
 
 
-def run_policy(engine: Engine, policy: Policy, cells: Sequence[Cell], report: Report) -> PolicyResult:
-    """Every cell under one policy, and the KV bytes of a document of each length."""
-    done = []
+def run_group(
+    engine: Engine, policies: Sequence[Policy], cells: Sequence[Cell], every_cell: bool, report: Report
+) -> dict[Policy, PolicyResult]:
+    """Every cell under each policy of an engine, and the KV bytes of a document of each length.
+
+    The policies of a cell follow each other, so that they find its documents in the engine's prefix cache. Those after
+    dense serve what dense has learned.
+    """
+    done: dict[Policy, list[tuple[Cell, CellResult]]] = {policy: [] for policy in policies}
     for cell in cells:
-        done.append(run_cell(engine, policy, cell))
-        report(policy, done[-1])
-    first = {cell.length: cell for cell in reversed(cells)}
-    kv = tuple(measure_kv(engine, policy, first[length].requests[0]) for length in sorted(first))
-    return PolicyResult(policy, tuple(done), kv)
+        for policy in policies:
+            found = run_cell(engine, policy, cell)
+            done[policy].append((cell, found))
+            report(policy, found)
+            if policy == DENSE and not every_cell and not is_learned(found):
+                break
+    results = {}
+    for policy, served in done.items():
+        first = {cell.length: cell.requests[0] for cell, _ in reversed(served)}
+        kv = tuple(measure_kv(engine, policy, first[length]) for length in sorted(first))
+        results[policy] = PolicyResult(policy, tuple(found for _, found in served), kv)
+    return results
 
 
 def run_cell(engine: Engine, policy: Policy, cell: Cell) -> CellResult:
     """Greedy replies to all requests of a cell; a document is right if every reply about it is."""
     params = SamplingParams(temperature=0.0, max_tokens=cell.max_tokens, sparsity=policy.sparsity)
-    compiled, started = engine.stats()["compile_seconds"], time.perf_counter()
+    before, started = engine.stats(), time.perf_counter()
     outputs = engine.generate([request.prompt for request in cell.requests], params, use_tqdm=False)
-    seconds = time.perf_counter() - started - (engine.stats()["compile_seconds"] - compiled)
+    seconds, after = time.perf_counter() - started, engine.stats()
+    tokens, compiling = (after[name] - before[name] for name in ("computed_tokens", "compile_seconds"))
     replies = iter([output.outputs[0].text for output in outputs])
     pairs = [[(request.turn, next(replies)) for request in document] for document in cell.documents]
-    tokens = sum(len(output.prompt_token_ids) + len(output.outputs[0].token_ids) for output in outputs)
     return CellResult(
         cell.case,
         cell.length,
         tuple(all(turn.score(reply) for turn, reply in turns) for turns in pairs),
         sum(turn.recall(reply) for turns in pairs for turn, reply in turns) / len(outputs),
         tokens,
-        seconds,
+        seconds - compiling,
         tuple("".join(reply for _, reply in turns) for turns in pairs),
         tuple("".join(turn.reply for turn, _ in turns).strip() for turns in pairs),
     )
@@ -123,7 +137,19 @@ def measure_kv(engine: Engine, policy: Policy, request: Request) -> KvBytes:
     seconds = time.perf_counter() - started - (now["compile_seconds"] - compiled)
     counted = max(now["decode_queries"] - before["decode_queries"], 1)
     held, read = ((now[name] - before[name]) / counted for name in ("decode_held_bytes", "decode_read_bytes"))
-    return KvBytes(len(request.token_ids), held, peak, read, seconds / DECODED)
+    length = len(request.token_ids)
+    return KvBytes(length, held, peak, read, seconds / DECODED, bounds_bytes(engine, policy, length))
+
+
+def bounds_bytes(engine: Engine, policy: Policy, length: int) -> float:
+    """Key bounds of `length` tokens that a decode step reads to select, averaged over the steps that a list serves."""
+    config, group = SparsityConfig.coerce(policy.sparsity), engine.core.runner.state.kv.group
+    pages = -(-length // engine.config.page_size)
+    if not config.kind.bounds or config.page_counts(length, engine.config.page_size).budget >= pages:
+        return 0.0
+    layers = config.layer_roles(len(group.layers)).count(Role.SELECT)
+    per_page = 2 * group.layout.num_kv_heads * group.layout.head_dim * np.dtype(group.layout.dtype).itemsize
+    return layers * pages * per_page / config.interval
 
 
 def _longest(cells: Sequence[Cell], model: LoadedModel) -> int:

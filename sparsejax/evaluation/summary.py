@@ -26,7 +26,7 @@ class Summary:
     """One policy over the learned cells.
 
     At the longest length, `compression` is dense bytes held over bytes held, `saving` the same of bytes that a decode
-    step reads. Keeping less saves both, selecting saves reads only.
+    step reads, key bounds included. Keeping less saves both, selecting saves reads only.
     """
 
     result: PolicyResult
@@ -61,19 +61,19 @@ def summarize(evaluation: Evaluation, result: PolicyResult) -> Summary:
             differences.append(Difference(cell, *paired_difference(cell.right, dense.right)))
     mean = sum(cell.accuracy for cell in cells) / len(cells) if cells else 0.0
     worst = min(cells, key=lambda cell: cell.accuracy, default=None)
-    held, read = (_ratio(evaluation, result, kind) for kind in ("held", "read"))
+    held, read = (_ratio(evaluation, result, kind) for kind in ("held", "step"))
     return Summary(result, mean, worst, tuple(differences), held, read)
 
 
 def cliffs(evaluation: Evaluation) -> dict[str, Summary | None]:
-    """By preset: its policy that reads least and loses at most a point on the worst learned cell, or None."""
+    """By method: its policy that reads least and loses at most a point on the worst learned cell, or None."""
     found: dict[str, Summary | None] = {}
     for result in evaluation.results:
-        best = found.setdefault(result.policy.preset, None)
+        best = found.setdefault(result.policy.method, None)
         summary = summarize(evaluation, result)
         kept = summary.differences and summary.worst_difference >= -TOLERANCE
         if kept and (best is None or summary.saving > best.saving):
-            found[result.policy.preset] = summary
+            found[result.policy.method] = summary
     return found
 
 

@@ -7,7 +7,8 @@ import time
 from collections import deque
 from dataclasses import dataclass
 
-from sparsejax.errors import ConfigError, RequestError
+from sparsejax.errors import RequestError
+from sparsejax.serve.checks import above_zero
 from sparsejax.serve.errors import Overloaded
 
 LONGEST_WAIT = 60.0
@@ -31,9 +32,7 @@ class ServiceLimits:
     stuck_after: float = 300.0
 
     def __post_init__(self) -> None:
-        for name in ("max_requests", "max_prompt_tokens", "patience", "stuck_after"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"{name}={getattr(self, name)!r} must be above 0.")
+        above_zero(self, "max_requests", "max_prompt_tokens", "patience", "stuck_after")
 
 
 class Admission:

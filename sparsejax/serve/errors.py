@@ -6,7 +6,13 @@ from sparsejax.errors import SparseJaxError
 
 
 class Unavailable(SparseJaxError):
-    """The service is loading, draining, stopped or has failed: HTTP 503, gRPC UNAVAILABLE."""
+    """The service is loading, draining, stopped or has failed: HTTP 503, gRPC UNAVAILABLE.
+
+    Attributes:
+        retry_after: seconds after which asking again makes sense.
+    """
+
+    retry_after = 5.0
 
 
 class Overloaded(SparseJaxError):

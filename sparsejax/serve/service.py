@@ -12,7 +12,7 @@ import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from sparsejax.config import EngineConfig
@@ -27,6 +27,7 @@ from sparsejax.serve.admission import Admission, ServiceLimits, Ticket
 from sparsejax.serve.errors import Overloaded, Unavailable
 
 POLL_SECONDS = 0.02
+EMBEDDED_NAME = "sparsejax-embedded"
 
 
 class Status(enum.Enum):
@@ -144,6 +145,10 @@ class Service:
             self.rejected["unavailable"] += 1
             raise Unavailable(f"the server is {status.value} and takes no requests now. Try again later.")
         return self._engine
+
+    def names(self, served: Sequence[str]) -> tuple[str, ...]:
+        """What the model is called by clients: `served`, or where it came from."""
+        return tuple(served) or (self.config.model or EMBEDDED_NAME,)
 
     def new_id(self, kind: str) -> str:
         """A request id that no other service has, such as ``cmpl-1f0c62aa-17``."""

@@ -102,6 +102,16 @@ class Keep:
             return Eviction(first if self.method in EVEN_IN_PROMPTS else max(num_prompt, first), kept, self.interval)
         return Eviction(num_prompt, kept) if num_prompt > kept else None
 
+    def skippable(self, num_prompt: int) -> int | None:
+        """Leading tokens that need not be computed where their pages are at hand: those whose queries no eviction
+        looks at. None is any number."""
+        eviction = self.eviction(num_prompt)
+        if eviction is None:
+            return None
+        if self.observes in ("spread", "all"):
+            return 0
+        return eviction.at - (self.window if self.observes == "last" else 1)
+
 
 @dataclass(frozen=True)
 class Eviction:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from sparsejax.cache.layout import DenseLayout
+from sparsejax.cache.layout import CodedLayout, DenseLayout
 from sparsejax.cache.paged import PagedKV
 from sparsejax.models.config import DecoderConfig
 from sparsejax.models.rope import rope_tables
@@ -48,7 +48,7 @@ class Evictor:
         counts = any(keep.observes == "all" for keep in evicting)
         return cls(methods, -(-most // page_size), observed, counts, model)
 
-    def nothing_seen(self, num_rows: int, layout: DenseLayout) -> Seen:
+    def nothing_seen(self, num_rows: int, layout: DenseLayout | CodedLayout) -> Seen:
         """Room for what one layer observes."""
         queries = (num_rows, self.num_observed, self.model.num_heads, self.model.head_dim)
         mass = (layout.num_pages, layout.num_kv_heads, layout.page_size)
@@ -77,16 +77,17 @@ class Evictor:
         for layer in range(len(kv.pools)):
             seen = kv.observed[layer]
             queries = jnp.zeros((0, self.model.num_heads, self.model.head_dim))
+            pools, ids = kv.plain_pages(layer, row, page_ids, length)
             view = View(
-                *kv.pools[layer], page_ids, length, queries if seen.queries is None else seen.queries[row], positions,
-                seen.mass, at, 1, self._rope,
+                *pools, ids, length, queries if seen.queries is None else seen.queries[row], positions,
+                seen.of_row(page_ids), at, 1, self._rope,
                 {"soft_cap": kv.soft_cap, "implementation": kv.implementation},
             )  # fmt: skip
             shape = kv.group.layout.num_kv_heads, page_ids.shape[0] * view.page_size
             branches = [self._scores(method, view, shape) for method in self.methods]
             scores = lax.switch(its.method, branches)
             slots = best_slots(scores, length, kept, its.sink, its.recent, self.capacity * view.page_size)
-            kv = kv.move_tokens(layer, page_ids, slots, new_pages, kept)
+            kv = kv.keep_tokens(layer, row, page_ids, (pools, ids), slots, new_pages, kept)
         return kv
 
     def _scores(self, method: tuple, view: View, shape: tuple[int, int]) -> Callable[[], Array]:

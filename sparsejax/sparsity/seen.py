@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,9 +10,9 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-import pallas_kernels
-from sparsejax.cache.layout import Pools, move_tokens
+from sparsejax.cache.layout import pick_tokens, put_pages
 from sparsejax.cache.paged import Rows, StepBatch
+from sparsejax.cache.views import CodedChunks, CodedPages, DensePages
 
 
 @jax.tree_util.register_dataclass
@@ -52,11 +51,12 @@ class Seen:
         self,
         q: Float[Array, "T H D"],
         rotated: Float[Array, "T H D"],
-        pools: Pools,
+        pages: DensePages | CodedPages,
+        chunk_pages: DensePages | CodedChunks | None,
         batch: StepBatch,
         options: dict[str, Any],
     ) -> Seen:
-        """Takes in the queries of a step whose keys and values are in `pools`."""
+        """Takes in the queries of a step, whose keys and values its decode rows and its chunks read in these pages."""
         queries, mass, observe = self.queries, self.mass, batch.observe
         if queries is not None:
             queries = queries.at[observe.rows, observe.slots].set(q)
@@ -64,10 +64,17 @@ class Seen:
             head = jnp.arange(mass.shape[1])
             mass = mass.at[batch.page_ids[:, None], head, batch.offsets[:, None]].set(0)
             count = batch.decode.lengths.shape[0]
-            mass = _add_decode(mass, rotated[:count], pools, batch.decode, observe.counted, options)
+            mass = _add(mass, rotated[:count], pages, batch.decode, observe.counted, options)
             if batch.prefill is not None:
-                mass = _add_prefill(mass, rotated[count:], pools, batch.prefill, observe.chunks_counted, options)
+                mass = _add(mass, rotated[count:], chunk_pages, batch.prefill, observe.chunks_counted, options)
         return Seen(queries, mass)
+
+    def of_row(self, page_ids: Int[Array, " S"]) -> Float[Array, "K U"] | None:
+        """The mass of every token slot of a row's pages."""
+        if self.mass is None:
+            return None
+        heads = self.mass.shape[1]
+        return self.mass[page_ids, jnp.arange(heads)[:, None]].reshape(heads, -1)
 
     def with_tokens_moved(
         self, page_ids: Int[Array, " S"], slots: Int[Array, "K C"], new_pages: Int[Array, " S2"]
@@ -75,38 +82,27 @@ class Seen:
         """Mass moves with its token."""
         if self.mass is None:
             return self
-        return replace(self, mass=move_tokens(self.mass[..., None], page_ids, slots, new_pages)[..., 0])
-
-
-def _add_decode(mass: Array, q: Array, pools: Pools, rows: Rows, counted: Array, options: dict[str, Any]) -> Array:
-    attend = pallas_kernels.paged_decode_attention
-    return _add(mass, q, pools, rows, counted, options, attend, ())
-
-
-def _add_prefill(mass: Array, q: Array, pools: Pools, rows: Rows, counted: Array, options: dict[str, Any]) -> Array:
-    attend = pallas_kernels.paged_prefill_attention
-    return _add(mass, q, pools, rows, counted, options, attend, (rows.query_starts,))
+        moved = pick_tokens(self.mass[..., None], page_ids, slots, len(new_pages))[..., 0]
+        return replace(self, mass=put_pages(self.mass, moved, new_pages))
 
 
 def _add(
-    mass: Array,
-    q: Array,
-    pools: Pools,
+    mass: Float[Array, "N K P"],
+    q: Float[Array, "T H D"],
+    pages: DensePages | CodedPages | CodedChunks,
     rows: Rows,
-    counted: Array,
+    counted: Bool[Array, " B"],
     options: dict[str, Any],
-    attend: Callable[..., tuple[Array, Array]],
-    starts: tuple[Array, ...],
-) -> Array:
+) -> Float[Array, "N K P"]:
     """Adds what the queries of counted rows give to every token: a second pass, skipped where no row is counted."""
     page_ids, counts = rows.page_list(mass.shape[2])
-    lists = page_ids, jnp.where(counted[:, None], counts, 0), rows.lengths
+    starts = () if rows.query_starts is None else (rows.query_starts,)
 
     def add(mass: Array) -> Array:
-        _, lse = attend(q, *pools, *lists, *starts, return_lse=True, **options)
-        plain = {name: value for name, value in options.items() if name != "implementation"}
-        given = pallas_kernels.attention_mass(q, pools[0], *lists, lse, *starts, per_token=True, **plain)
-        used = jnp.where(jnp.arange(page_ids.shape[2]) < lists[1][:, :, None], page_ids, 0)
-        return mass.at[used, jnp.arange(mass.shape[1])[:, None]].add(given)
+        some = jnp.where(counted[:, None], counts, 0)
+        for ids, used, given in pages.given(q, page_ids, some, rows.lengths, *starts, **options):
+            ids = jnp.where(jnp.arange(ids.shape[1]) < used, ids, 0)
+            mass = mass.at[ids[:, None], jnp.arange(mass.shape[1])[:, None]].add(given)
+        return mass
 
     return lax.cond(counted.any(), add, lambda mass: mass, mass)

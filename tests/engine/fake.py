@@ -7,6 +7,7 @@ import itertools
 import numpy as np
 
 from sparsejax.cache.allocator import PageAllocator
+from sparsejax.cache.prefix import PrefixCache
 from sparsejax.engine.core import EngineCore
 from sparsejax.engine.params import SamplingParams
 from sparsejax.engine.policies import Policies
@@ -48,8 +49,9 @@ class FakeRunner:
 
     vocab_size = VOCAB
 
-    def __init__(self, limits: Limits, allocator: PageAllocator):
-        self.limits, self.allocator = limits, allocator
+    def __init__(self, limits: Limits, allocator: PageAllocator, cache: PrefixCache):
+        self.limits, self.allocator, self.cache = limits, allocator, cache
+        self.sealed: set[tuple[int, bytes]] = set()
         self.tables: dict[tuple[int, int], int] = {}
         self.memory: dict[tuple[int, int], int] = {}
         self.last: dict[int, int] = {}
@@ -71,8 +73,12 @@ class FakeRunner:
 
     def dispatch(self, plan: StepPlan, greedy: bool, prompt_logprobs: bool) -> np.ndarray:
         self._check(plan)
+        self.cached = {page.page: page.hash for page in self.cache}
         for sequence in plan.admitted:
-            self.history[sequence.row] = []
+            start = sequence.num_computed - sum(chunk.count for chunk in plan.chunks if chunk.sequence is sequence)
+            start -= plan.num_steps * (sequence in plan.decode)
+            states = itertools.accumulate(sequence.tokens[:start], chain, initial=0)
+            self.history[sequence.row] = list(states)[1:]
         self.cut_caches(plan)
         for source, target in plan.copies:
             for offset in range(self.limits.page_size):
@@ -92,6 +98,7 @@ class FakeRunner:
             if chunk.samples:
                 sampled[0, slot, 0] = token
                 slot += 1
+        self.sealed = set(self.cached.items())
         return sampled
 
     def read(self, outputs: np.ndarray) -> Results:
@@ -107,7 +114,9 @@ class FakeRunner:
         previous = self.memory[self._slot(row, slot - 1)] if at else 0
         state = chain(previous, token)
         page, offset = self._slot(row, slot)
-        assert self.allocator.references(page) == 1, "a shared page was written"
+        cached = self.cached.get(page)
+        assert self.allocator.references(page) == 1 + (cached is not None), "a shared page was written"
+        assert (page, cached) not in self.sealed, "a published page was written"
         self.memory[page, offset] = state
         self.history[row].append(state)
         self.last[row] = next_token(state)
@@ -131,10 +140,14 @@ def check_pages(core: EngineCore) -> None:
     readers = np.zeros(allocator.num_pages, int)
     for sequence in [*scheduler.running, *scheduler.waiting]:
         np.add.at(readers, sequence.pages, 1)
+    live = int((readers > 0).sum())
+    cached = list(scheduler.prefixes.cache)
+    np.add.at(readers, [page.page for page in cached], 1)
+    assert len({page.page for page in cached}) == len(cached)
     held = [allocator.references(page) for page in range(allocator.num_pages)]
     assert held == readers.tolist()
     assert allocator.num_free + allocator.num_live == allocator.capacity
-    assert allocator.num_live == int((readers > 0).sum())
+    assert allocator.num_live == live
 
 
 def make_core(
@@ -147,8 +160,9 @@ def make_core(
 ):
     limits = Limits(max_num_seqs, budget, budget - max_num_seqs, page_size, steps, share_whole_pages)
     allocator = PageAllocator(num_pages)
+    cache = PrefixCache(allocator, page_size)
     return EngineCore(
-        FakeRunner(limits, allocator),
+        FakeRunner(limits, allocator, cache),
         allocator,
         limits,
         max_model_len=120,
@@ -156,6 +170,7 @@ def make_core(
         tokenizer=None,
         seed=0,
         policies=Policies(declared(("dense", *EVICTING)), None, 1, 120),
+        cache=cache,
     )
 
 

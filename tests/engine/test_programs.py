@@ -5,10 +5,12 @@ from __future__ import annotations
 import random
 
 import jax
+import numpy as np
 import pytest
 
 from sparsejax import SamplingParams
 from sparsejax.config import EngineConfig
+from sparsejax.engine.compile import Programs
 from sparsejax.engine.table import StepTable
 from tests.engine.in_place import assert_in_place, pool_copies
 from tests.engine.models import EOS, VOCAB, random_prompts, tiny_engine, tiny_model
@@ -133,3 +135,23 @@ def test_memory_is_what_is_allocated(engine):
     assert memory["total"] == sum(size for name, size in memory.items() if name != "total")
     assert memory["kv_pages"] == runner.state.kv.group.pool_bytes
     assert engine.stats()["kv_live_bytes"] == 0
+
+
+def test_programs_compile_together_and_once():
+    number, asked = jax.ShapeDtypeStruct((), "float32"), []
+
+    def adding(amount: int):
+        def build():
+            asked.append(amount)
+            return (lambda x: x + amount), (number,)
+
+        return build
+
+    programs, done = Programs(), []
+    programs.get_all({"one": adding(1), "two": adding(2)}, lambda keys: done.extend(keys) or keys)
+    assert done == ["one", "two"] and programs.num_compiles == 2 and programs.compile_seconds > 0
+    programs.get_all({"one": adding(1), "three": adding(3)}, lambda keys: done.extend(keys) or keys)
+    assert done[2:] == ["three"] and asked == [1, 2, 3] and programs.num_compiles == len(programs) == 3
+    assert [float(programs.get(name, adding(0))(np.float32(4))) for name in ("one", "two", "three")] == [5, 6, 7]
+    with pytest.raises(TypeError):
+        programs.get("one", adding(1))(np.zeros(2, np.float32))

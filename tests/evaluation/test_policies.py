@@ -5,13 +5,11 @@ from __future__ import annotations
 import pytest
 
 from sparsejax.errors import ConfigError
-from sparsejax.evaluation import policies
 from sparsejax.evaluation.policies import DENSE, Policy, by_codec, make_policies, parse_budget, takes_budget
 from sparsejax.sparsity.policy import declared
 
 
-def test_dense_comes_first_and_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(policies, "PRESETS", ("quest", "dense"))
+def test_dense_comes_first_and_once() -> None:
     both = (DENSE, Policy("quest", 0.5), Policy("quest", 64))
     assert make_policies(("quest", "dense", "quest"), (0.5, 64, 64)) == both
     assert make_policies(("quest",)) == (DENSE, Policy("quest"))
@@ -24,8 +22,18 @@ def test_a_policy_is_what_the_engine_takes() -> None:
 
 
 def test_what_reads_and_keeps_everything_takes_no_budget() -> None:
-    assert not takes_budget("dense") and not takes_budget("int8")
-    assert all(map(takes_budget, ("quest", "window", "snapkv", "streaming")))
+    assert not takes_budget(DENSE) and not takes_budget(Policy("int8"))
+    assert all(takes_budget(Policy(name)) for name in ("quest", "window", "snapkv", "streaming"))
+
+
+def test_a_preset_may_be_changed() -> None:
+    given = {"preset": "turbo", "filter_layers": [0, 3], "top_p": 0.9, "codec": "int4"}
+    _, half, quarter, fixed = make_policies((given, given | {"budget": 64}), (0.5, 0.25))
+    assert half.sparsity == given | {"budget": 0.5, "filter_layers": (0, 3)} and half.codec == "int4"
+    assert half.label == "turbo filter_layers=0+3 top_p=0.9 codec=int4 0.5"
+    assert half.method == quarter.method == fixed.method and fixed.budget == 64
+    with pytest.raises(ConfigError, match="no parameter of 'turbo'"):
+        make_policies(({"preset": "turbo", "top": 1},))
 
 
 def test_policies_of_a_codec_share_an_engine() -> None:
@@ -44,7 +52,7 @@ def test_budgets_are_tokens_or_shares() -> None:
 
 @pytest.mark.parametrize(("presets", "budgets"), [(("dens",), ()), (("dense",), (0,)), (("dense",), (1.5,))])
 def test_bad_choices_are_refused(presets: tuple, budgets: tuple) -> None:
-    with pytest.raises(ConfigError, match="known are|above 0"):
+    with pytest.raises(ConfigError, match="there are|above 0"):
         make_policies(presets, budgets)
 
 

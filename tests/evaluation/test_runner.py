@@ -12,12 +12,14 @@ import pytest
 
 from sparsejax import EngineConfig, SamplingParams
 from sparsejax.cli import main
+from sparsejax.cli.eval import QUICK_ENGINE
+from sparsejax.engine.table import StepTable
 from sparsejax.errors import ConfigError
 from sparsejax.evaluation.policies import DENSE, Policy, by_codec
 from sparsejax.evaluation.report import as_json
 from sparsejax.evaluation.results import Evaluation
 from sparsejax.evaluation.runner import evaluate, make_cells, measure_kv, run_cell
-from sparsejax.evaluation.suite import Request, Suite
+from sparsejax.evaluation.suite import QUICK, Request, Suite
 from sparsejax.evaluation.tasks import Turn
 from sparsejax.models.loader import load_model
 from sparsejax.models.tokenizer import load_tokenizer
@@ -63,7 +65,7 @@ def test_a_document_is_right_if_all_its_turns_are(shipped: tuple[Any, Any]) -> N
         """An engine that answers the first two questions of each document rightly, the others wrongly."""
 
         def stats(self) -> dict[str, float]:
-            return {"compile_seconds": 0.0}
+            return {"compile_seconds": 0.0, "computed_tokens": 0}
 
         def generate(self, prompts: list[dict], params: Any, use_tqdm: bool) -> list[Any]:
             texts = [one.turn.reply if index % 4 < 2 else "" for index, one in enumerate(cell.requests)]
@@ -98,16 +100,21 @@ def test_the_engine_counts_the_bytes(shipped: tuple[Any, Any], alone: Evaluation
 def test_evicted_tokens_and_coded_pages_hold_fewer_bytes() -> None:
     (prompt,) = random_prompts(3, (150,))
     request, cost = Request(tuple(prompt), len(prompt), Turn("", ("a",), frozenset(), False, "")), {}
-    policies = DENSE, Policy("snapkv", 48), Policy("int8")
+    policies = DENSE, Policy("snapkv", 48), Policy("int8"), Policy("quest", 64), Policy("turbo", 64)
     for group in by_codec(policies).values():
         with tiny_engine(sparsity=[policy.sparsity for policy in group], warmup="none") as engine:
             for policy in group:
                 engine.generate(prompt, SamplingParams(max_tokens=3))  # what it leaves behind is not counted
                 cost[policy] = measure_kv(engine, policy, request)
-    dense, evicted, coded = (cost[policy] for policy in policies)
+    dense, evicted, coded, quest, turbo = (cost[policy] for policy in policies)
     assert dense.read == dense.held and dense.seconds > 0
     assert evicted.read == evicted.held < 0.6 * dense.held and evicted.peak > 2 * evicted.held
     assert coded.read == coded.held < 0.7 * dense.held
+    # Least and largest of each channel of K: one part in 16 of K and V of 10 full or open pages. turbo reads them in
+    # one of four steps.
+    page_bytes = 2 * 2 * 2 * 16 * 16 * 4
+    assert quest.bounds == 10 * page_bytes / 16 == 4 * turbo.bounds and dense.bounds == evicted.bounds == 0
+    assert quest.step == quest.read + quest.bounds
 
 
 def test_dense_comes_first_and_documents_must_fit(shipped: tuple[Any, Any]) -> None:
@@ -133,3 +140,8 @@ def test_the_command_prints_and_stores(tmp_path: Path, capsys: pytest.CaptureFix
     assert stored["policies"][0]["cells"][0]["samples"] == 2
     assert main(["eval", "--cases", "nothing"]) == 2
     assert "known are" in capsys.readouterr().err
+
+
+def test_a_quick_run_compiles_two_step_programs_per_engine() -> None:
+    table = StepTable.build(*QUICK_ENGINE.values())
+    assert len(table.chunk_buckets) == 1 and table.decode(QUICK.samples // 2, 1, True) in list(table.keys())[:2]

@@ -11,26 +11,10 @@ import pytest
 
 from sparsejax.cache.group import dense_group
 from sparsejax.cache.paged import PagedKV
-from sparsejax.models.config import DecoderConfig
-from sparsejax.sparsity.eviction import Eviction, Keep
+from sparsejax.sparsity.eviction import Keep
 from sparsejax.sparsity.evictor import Evictor, best_slots
-from sparsejax.sparsity.keep_rows import KeepRows, pack_keep
 from tests.sparsity import keep_oracle as oracle
-
-P, ROWS, ROW, DIM = 16, 3, 1, 16
-LAYERS = 2
-
-
-def model(heads: int, kv_heads: int) -> DecoderConfig:
-    return DecoderConfig(
-        family="llama", vocab_size=9, hidden_size=32, intermediate_size=8, num_layers=LAYERS, num_heads=heads,
-        num_kv_heads=kv_heads, head_dim=DIM, max_position_embeddings=512, eos_token_ids=(0,), windows=(None,) * LAYERS,
-    )  # fmt: skip
-
-
-def rows_with(keep: Keep, eviction: Eviction) -> KeepRows:
-    values = jax.tree.map(jnp.asarray, pack_keep(keep, 1, eviction))
-    return KeepRows.neutral(ROWS).with_row(jnp.int32(ROW), values)
+from tests.sparsity.keep_cases import DIM, LAYERS, ROW, ROWS, P, model, rows_with
 
 
 class Cut:

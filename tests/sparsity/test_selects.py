@@ -30,6 +30,7 @@ POLICIES = {
     "strided": SparsityConfig(select="strided", stride=2),
     "quest, top_p": SparsityConfig(select="quest", top_p=0.3),
     "quest, interval": SparsityConfig(select="quest", interval=3),
+    "quest, blocks": SparsityConfig(select="quest", block=2, candidates=2),
     "quest, dense layer": SparsityConfig(select="quest", dense_layers=1),
     "omnikv": SparsityConfig(select="omnikv", filter_layers=(0,)),
     "turbo": SparsityConfig(select="quest", filter_layers=(0,), interval=4),
@@ -150,6 +151,7 @@ def test_a_row_under_its_recall_floor_reads_everything_in_the_end():
         engine.generate(PROMPTS[3], params)
         stats = engine.stats()
         assert (stats["budgets_widened"], stats["budgets_dropped"]) == (3, 1)  # 2 pages to 4, 8 and everything
+        assert stats["recall_checks"] == 3
         assert all(0 < stats[f"recall_layer_{layer}"] < 1 for layer in range(2))
         held = [-(-(231 + step) // 16) for step in range(GREEDY.max_tokens - 1)]
         read = [2, 4, 8, *held[3:]]

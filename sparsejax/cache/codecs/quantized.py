@@ -116,6 +116,26 @@ class QuantizedPages:
         )
         return jax.tree.map(lambda new, old: codes.from_bytes(new, old.dtype), coded, pools)
 
+    def open(
+        self,
+        raw: tuple[Float[Array, "R K P W"], Float[Array, "R K P W"] | None],
+        pools: Codes,
+        pages: Int[Array, " S"],
+        targets: Int[Array, " S"],
+        count: Int[Array, ""],
+        implementation: Implementation = None,
+    ) -> tuple[Float[Array, "R K P W"], Float[Array, "R K P W"] | None]:
+        """Decodes the first `count` of `pages` into pages ``targets`` of `raw`: `seal` the other way."""
+        return pallas_kernels.open_pages(
+            *raw,
+            *self.view(pools),
+            pages,
+            targets,
+            head_dim=self.head_dim,
+            count=count,
+            implementation=implementation,
+        )
+
     def bounds(
         self,
         bounds: Float[Array, "N K X"],
@@ -132,8 +152,4 @@ class QuantizedPages:
     def prefill_attention(self, q: Float[Array, "T H D"], pools: Codes, *lists: Array, **options: Any) -> Partial:
         """A ragged chunk over the sealed pages before each query's own page."""
         return pallas_kernels.quantized_prefill_attention(q, *self.view(pools), *lists, return_lse=True, **options)
-
-    def copy(self, pools: Codes, source: Int[Array, " C"], target: Int[Array, " C"]) -> Codes:
-        """Copies whole pages ``source[i] -> target[i]``."""
-        return jax.tree.map(lambda pool: pool.at[target].set(pool[source]), pools)
 

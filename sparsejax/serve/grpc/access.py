@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
 import logging
 import time
 import uuid
@@ -15,12 +14,16 @@ from google.protobuf.message import DecodeError
 
 from sparsejax.errors import RequestError, SparseJaxError
 from sparsejax.serve.grpc.errors import RpcStatus, as_status
+from sparsejax.serve.keys import KeyRing
 from sparsejax.serve.service import Service, Status
 
 log = logging.getLogger("sparsejax.access")
 OPEN = "/grpc.health.v1.Health/"
 FOREIGN = ("/grpc.reflection.", OPEN)
 """Methods with statuses of their own, which are served as they are."""
+STUBS = "_pb2_grpc"
+"""Where methods are that no service of ours has overridden. Their refusal is all that is sent: after the metadata that
+other answers begin with, gateways take a stream for one that works, and ask again without end."""
 
 
 class Access(grpc.aio.ServerInterceptor):
@@ -29,8 +32,8 @@ class Access(grpc.aio.ServerInterceptor):
     Messages are read here and not by gRPC, so that one that cannot be read is an INVALID_ARGUMENT.
     """
 
-    def __init__(self, service: Service, tokens: tuple[str, ...]):
-        self._service, self._tokens = service, [token.encode() for token in tokens]
+    def __init__(self, service: Service, keys: KeyRing):
+        self._service, self._keys = service, keys
 
     async def intercept_service(
         self,
@@ -38,12 +41,14 @@ class Access(grpc.aio.ServerInterceptor):
         details: grpc.HandlerCallDetails,
     ) -> grpc.RpcMethodHandler | None:
         method, metadata = details.method, dict(details.invocation_metadata or ())
-        if not method.startswith(OPEN) and not self._knows(metadata.get("authorization", "")):
+        if not method.startswith(OPEN) and self._keys.holder(metadata.get("authorization", "")) is None:
             return grpc.unary_unary_rpc_method_handler(_refuse)
         handler = await continuation(details)
         if handler is None or method.startswith(FOREIGN):
             return handler
         behaviour = handler.unary_stream if handler.response_streaming else handler.unary_unary
+        if behaviour.__module__.endswith(STUBS):
+            return grpc.unary_unary_rpc_method_handler(_not_offered)
         make = (
             grpc.unary_stream_rpc_method_handler
             if handler.response_streaming
@@ -54,15 +59,6 @@ class Access(grpc.aio.ServerInterceptor):
             return await self._answer(method, behaviour, handler.request_deserializer, raw, context)
 
         return make(call, None, handler.response_serializer)
-
-    def _knows(self, authorization: str | bytes) -> bool:
-        if not self._tokens:
-            return True
-        given = authorization.encode() if isinstance(authorization, str) else authorization
-        scheme, _, token = given.partition(b" ")
-        # Every token is compared, so that the time taken tells nothing.
-        found = [one for one in self._tokens if hmac.compare_digest(one, token.strip())]
-        return bool(found) and scheme.lower() == b"bearer"
 
     async def _answer(
         self,
@@ -81,9 +77,6 @@ class Access(grpc.aio.ServerInterceptor):
         except asyncio.CancelledError:
             outcome = "CANCELLED"  # by the client, or its deadline has passed
             raise
-        except NotImplementedError:
-            outcome = "UNIMPLEMENTED"
-            await context.abort(grpc.StatusCode.UNIMPLEMENTED, f"{method} is not offered here.")
         except SparseJaxError as error:
             status = self._status(error)
             outcome = status.code.name
@@ -115,3 +108,7 @@ def _decoded(read: Callable[[bytes], Any], raw: bytes) -> Any:
 async def _refuse(request: Any, context: grpc.aio.ServicerContext) -> None:
     message = "the token is missing or wrong: send metadata 'authorization: Bearer TOKEN'."
     await context.abort(grpc.StatusCode.UNAUTHENTICATED, message)
+
+
+async def _not_offered(request: Any, context: grpc.aio.ServicerContext) -> None:
+    await context.abort(grpc.StatusCode.UNIMPLEMENTED, "this method is not offered here.")

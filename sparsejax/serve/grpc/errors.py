@@ -16,7 +16,6 @@ from sparsejax.errors import CapacityError, RequestError, SparseJaxError
 from sparsejax.serve.errors import Overloaded, Unavailable
 
 FIELD, RETRY_AFTER, PUSHBACK = "sparsejax-field", "retry-after", "grpc-retry-pushback-ms"
-RETRY_UNAVAILABLE = 5.0
 LONGEST_DETAILS = 2000
 
 
@@ -52,7 +51,7 @@ def as_status(error: SparseJaxError) -> RpcStatus:
     if isinstance(error, Overloaded):
         return RpcStatus(grpc.StatusCode.RESOURCE_EXHAUSTED, details, _retry(error.retry_after))
     if isinstance(error, Unavailable):
-        return RpcStatus(grpc.StatusCode.UNAVAILABLE, details, _retry(RETRY_UNAVAILABLE))
+        return RpcStatus(grpc.StatusCode.UNAVAILABLE, details, _retry(error.retry_after))
     return RpcStatus(grpc.StatusCode.INTERNAL, details)
 
 

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sparsejax.errors import ConfigError
-
-LEVELS = ("debug", "info", "warning", "error")
+from sparsejax.serve.checks import above_zero, at_least_zero, check_server
 
 
 @dataclass(frozen=True)
@@ -55,18 +54,9 @@ class GrpcOptions:
     log_level: str = "info"
 
     def __post_init__(self) -> None:
-        if self.log_level not in LEVELS:
-            raise ConfigError(f"log_level={self.log_level!r} is not one of {', '.join(LEVELS)}.")
-        if not 0 <= self.port < 65536:
-            raise ConfigError(f"port={self.port} is no port; give 0 to 65535.")
-        if any(not key.isascii() or not key.isprintable() or not key for key in self.api_key):
-            raise ConfigError("api_key must be printable ASCII text that is not empty: it travels as metadata.")
-        for name in ("max_message_bytes", "max_concurrent_calls", "keepalive", "keepalive_timeout"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"{name}={getattr(self, name)!r} must be above 0.")
-        for name in ("max_connection_age", "shutdown_timeout"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{name}={getattr(self, name)!r} must be at least 0.")
+        check_server(self)
+        above_zero(self, "max_message_bytes", "max_concurrent_calls", "keepalive", "keepalive_timeout")
+        at_least_zero(self, "max_connection_age")
         self._check_tls()
 
     def _check_tls(self) -> None:

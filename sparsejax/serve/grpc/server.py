@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -19,12 +18,12 @@ from sparsejax.serve.grpc.control import Control
 from sparsejax.serve.grpc.inference import Inference
 from sparsejax.serve.grpc.options import GrpcOptions
 from sparsejax.serve.grpc.protos import control_pb2_grpc, inference_pb2_grpc
+from sparsejax.serve.keys import KeyRing
 from sparsejax.serve.lifecycle import catch_signals, live
 from sparsejax.serve.logs import use_json_logs
 from sparsejax.serve.service import Service, Status
 
 log = logging.getLogger("sparsejax.serve")
-API_KEY = "SPARSEJAX_API_KEY"
 OURS = ("sparsejax.v1.Inference", "sparsejax.v1.Control")
 VLLM = "vllm.grpc.engine.VllmEngine"
 HEALTH_SECONDS = 0.05
@@ -42,9 +41,8 @@ class GrpcServer:
 
     def __init__(self, service: Service, options: GrpcOptions):
         self.service, self.options = service, options
-        names = tuple(options.served_model_name) or (service.config.model or "sparsejax-embedded",)
-        extra = os.environ.get(API_KEY)
-        access = Access(service, (*options.api_key, *([extra] if extra else [])))
+        names = service.names(options.served_model_name)
+        access = Access(service, KeyRing(options.api_key))
         self._server = grpc.aio.server(
             interceptors=[access],
             options=_channel_options(options),

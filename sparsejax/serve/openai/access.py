@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
-import hmac
+import contextlib
 import logging
 import time
 import uuid
 from collections import Counter, deque
+from collections.abc import Iterator
 from typing import Any
 
+from sparsejax.serve.keys import KeyRing
 from sparsejax.serve.metrics import Metrics
 from sparsejax.serve.openai.errors import ApiError
 from sparsejax.serve.openai.options import HttpOptions
@@ -21,10 +22,10 @@ QUIET = ("/health", "/ping", "/ready", "/metrics", "/load")
 
 
 class Keys:
-    """Who may ask, and how much. A caller is known by a digest of its key; without keys all are one caller."""
+    """Who may ask, and how much."""
 
-    def __init__(self, options: HttpOptions, keys: tuple[str, ...]):
-        self._keys = [key.encode() for key in keys]
+    def __init__(self, options: HttpOptions):
+        self._ring = KeyRing(options.api_key)
         self._per_minute, self._at_once = options.key_requests_per_minute, options.key_concurrency
         self._starts: dict[str, deque[float]] = {}
         self._running: Counter[str] = Counter()
@@ -35,19 +36,16 @@ class Keys:
         Raises:
             ApiError: 401 it is none of the keys.
         """
-        if not self._keys:
-            return "anyone"
-        scheme, _, given = authorization.partition(b" ")
-        # Every key is compared, so that the time taken tells nothing.
-        found = [key for key in self._keys if hmac.compare_digest(key, given.strip())]
-        if scheme.lower() != b"bearer" or not found:
+        caller = self._ring.holder(authorization)
+        if caller is None:
             raise ApiError(
                 401, "the API key is missing or wrong: send 'Authorization: Bearer KEY'.", code="invalid_api_key"
             )
-        return hashlib.sha256(found[0]).hexdigest()[:12]
+        return caller
 
-    def enter(self, caller: str) -> None:
-        """Counts one more running request of `caller`.
+    @contextlib.contextmanager
+    def running(self, caller: str) -> Iterator[None]:
+        """Around a request of `caller`: counts it.
 
         Raises:
             ApiError: 429 it has too many, or started too many within a minute.
@@ -63,13 +61,19 @@ class Keys:
         if self._per_minute:
             starts.append(now)
         self._running[caller] += 1
-
-    def leave(self, caller: str) -> None:
-        self._running[caller] -= 1
+        try:
+            yield
+        finally:
+            self._running[caller] -= 1
 
 
 def _too_many(what: str, retry_after: float) -> ApiError:
     return ApiError(429, f"{what}: try again later.", code="rate_limit_exceeded", retry_after=max(retry_after, 1.0))
+
+
+def is_guarded(scope: Any) -> bool:
+    """Whether a request needs a key."""
+    return scope["path"].startswith(GUARDED) and scope["method"] != "OPTIONS"
 
 
 class Access:
@@ -96,19 +100,16 @@ class Access:
                 message = {**message, "headers": [*message["headers"], (b"x-request-id", request_id.encode())]}
             await send(message)
 
-        caller = None
-        try:
-            if scope["path"].startswith(GUARDED) and scope["method"] != "OPTIONS":
-                record["key"] = who = self._keys.caller(headers.get(b"authorization", b""))
-                self._keys.enter(who)
-                caller = who
-            await self._app(scope, receive, answer)
-        except ApiError as error:
-            await error.response()(scope, receive, answer)
-        finally:
-            if caller is not None:
-                self._keys.leave(caller)
-            self._note(scope, record, status, time.monotonic() - start)
+        with contextlib.ExitStack() as stack:
+            try:
+                if is_guarded(scope):
+                    record["key"] = caller = self._keys.caller(headers.get(b"authorization", b""))
+                    stack.enter_context(self._keys.running(caller))
+                await self._app(scope, receive, answer)
+            except ApiError as error:
+                await error.response()(scope, receive, answer)
+            finally:
+                self._note(scope, record, status, time.monotonic() - start)
 
     def _note(self, scope: Any, record: dict[str, Any], status: int, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", "unknown")

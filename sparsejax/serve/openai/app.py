@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from pathlib import Path
 
 from fastapi import FastAPI, Request, Response
@@ -19,7 +18,6 @@ from sparsejax.serve.openai.options import HttpOptions
 from sparsejax.serve.service import Service
 
 log = logging.getLogger("sparsejax.serve")
-API_KEY = "SPARSEJAX_API_KEY"
 CLIENT_CLOSED = 499
 
 
@@ -31,7 +29,7 @@ def make_app(service: Service, options: HttpOptions | None = None) -> FastAPI:
     """
     options = options or HttpOptions()
     app = FastAPI(title="sparsejax", docs_url="/docs", redoc_url=None)
-    names = tuple(options.served_model_name) or (service.config.model or "sparsejax-embedded",)
+    names = service.names(options.served_model_name)
     app.state.service, app.state.options = service, options
     app.state.names = info.ModelNames(names)
     app.state.chat_template = _read_template(options.chat_template)
@@ -43,9 +41,7 @@ def make_app(service: Service, options: HttpOptions | None = None) -> FastAPI:
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(ClientGone, _gone)
     app.add_exception_handler(Exception, _bug)
-    extra = os.environ.get(API_KEY)
-    keys = Keys(options, (*options.api_key, *([extra] if extra else [])))
-    app.add_middleware(Access, keys=keys, metrics=app.state.metrics)
+    app.add_middleware(Access, keys=Keys(options), metrics=app.state.metrics)
     return app
 
 

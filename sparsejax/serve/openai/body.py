@@ -30,12 +30,7 @@ async def read_body[M: Body](request: Request, model: type[M]) -> M:
     Raises:
         ApiError: 400 it is no JSON or does not fit; 408 it came too slowly; 413 it is too large.
     """
-    options: HttpOptions = request.app.state.options
-    try:
-        async with asyncio.timeout(options.body_timeout):
-            data = await _receive(request, options.max_body_bytes)
-    except TimeoutError as error:
-        raise ApiError(408, f"the request body did not arrive within {options.body_timeout} s.") from error
+    data = await receive_body(request, request.app.state.options)
     try:
         # Refuses what json.loads lets through: NaN, lone surrogates, invalid UTF-8, nesting without end.
         values = from_json(data, allow_inf_nan=False)
@@ -51,13 +46,22 @@ async def read_body[M: Body](request: Request, model: type[M]) -> M:
     return body
 
 
-async def _receive(request: Request, most: int) -> bytes:
-    parts, size = [], 0
-    async for part in request.stream():
-        size += len(part)
-        if size > most:
-            raise ApiError(413, f"the request body is larger than {most:,} bytes.", code="body_too_large")
-        parts.append(part)
+async def receive_body(request: Request, options: HttpOptions) -> bytes:
+    """All bytes of a body.
+
+    Raises:
+        ApiError: 408 it came too slowly; 413 it is too large.
+    """
+    parts, size, most = [], 0, options.max_body_bytes
+    try:
+        async with asyncio.timeout(options.body_timeout):
+            async for part in request.stream():
+                size += len(part)
+                if size > most:
+                    raise ApiError(413, f"the request body is larger than {most:,} bytes.", code="body_too_large")
+                parts.append(part)
+    except TimeoutError as error:
+        raise ApiError(408, f"the request body did not arrive within {options.body_timeout} s.") from error
     return b"".join(parts)
 
 

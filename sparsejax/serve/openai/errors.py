@@ -20,7 +20,6 @@ TYPES = {
     429: "rate_limit_error",
     503: "overloaded_error",
 }
-RETRY_UNAVAILABLE = 5.0
 
 
 class ApiError(Exception):
@@ -67,5 +66,5 @@ def as_api_error(error: SparseJaxError) -> ApiError:
     if isinstance(error, Overloaded):
         return ApiError(503, str(error), code="overloaded", retry_after=error.retry_after)
     if isinstance(error, Unavailable):
-        return ApiError(503, str(error), code="unavailable", retry_after=RETRY_UNAVAILABLE)
+        return ApiError(503, str(error), code="unavailable", retry_after=error.retry_after)
     return ApiError(500, str(error), code="engine_error")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sparsejax.errors import ConfigError
+from sparsejax.serve.checks import above_zero, at_least_zero, check_server, one_of
 
 TOOL_PARSERS = ("auto", "hermes", "llama3_json", "none")
 
@@ -53,20 +53,7 @@ class HttpOptions:
     ssl_keyfile: str | None = None
 
     def __post_init__(self) -> None:
-        _one_of("tool_call_parser", self.tool_call_parser, TOOL_PARSERS)
-        _one_of("log_level", self.log_level, ("debug", "info", "warning", "error"))
-        if not 0 <= self.port < 65536:
-            raise ConfigError(f"port={self.port} is no port; give 0 to 65535.")
-        if any(not key.isascii() or not key for key in self.api_key):
-            raise ConfigError("api_key must be ASCII text that is not empty: it travels in an HTTP header.")
-        for name in ("max_body_bytes", "body_timeout", "send_timeout"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"{name}={getattr(self, name)!r} must be above 0.")
-        for name in ("key_requests_per_minute", "key_concurrency", "shutdown_timeout"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{name}={getattr(self, name)!r} must be at least 0.")
-
-
-def _one_of(name: str, value: str, allowed: Sequence[str]) -> None:
-    if value not in allowed:
-        raise ConfigError(f"{name}={value!r} is not one of {', '.join(allowed)}.")
+        check_server(self)
+        one_of("tool_call_parser", self.tool_call_parser, TOOL_PARSERS)
+        above_zero(self, "max_body_bytes", "body_timeout", "send_timeout")
+        at_least_zero(self, "key_requests_per_minute", "key_concurrency")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from sparsejax.sparsity.keep.view import View
@@ -10,5 +9,4 @@ from sparsejax.sparsity.keep.view import View
 
 def scores(view: View) -> Float[Array, "K U"]:
     """Probability summed over the query heads of a KV head and over every query since the token came in."""
-    kv_heads = view.mass.shape[1]
-    return view.mass.at[view.page_ids, jnp.arange(kv_heads)[:, None]].get(mode="clip").reshape(kv_heads, -1)
+    return view.mass

@@ -21,11 +21,11 @@ class View(NamedTuple):
     """The cache of one row in one layer, about to be cut.
 
     Attributes:
-        k_pages, v_pages: the layer's pools.
-        page_ids: physical ids ``[S]`` of the row's pages.
+        k_pages, v_pages: pools in the model's dtype, with what coded pages decode to.
+        page_ids: ids in them ``[S]`` of the row's pages.
         length: tokens in them.
         queries: observed queries ``[W, H, D]`` before rotation, at `positions` ``[W]``; -1 where there is none.
-        mass: probability that all queries gave to each token slot of each page, ``[N, K, P]``; None where no
+        mass: probability that all queries gave to each token slot of the row's pages, ``[K, U]``; None where no
             declared method counts it.
         future: the first position of queries that are to come.
         pool: neighbours over which scores are averaged.
