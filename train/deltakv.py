@@ -1,7 +1,7 @@
 """The whole chain on one checkpoint: ``python -m train.deltakv --out runs/deltakv``.
 
-Collects keys and values, trains a compressor, refits g on rounded latents, exports it, and prints which answers the
-model still gives when it reads compressed history: untrained, trained, and trained with g refitted.
+Collects keys and values, trains a compressor, exports it, and prints which answers the model still gives when it reads
+compressed history: untrained (principal components), that with g refitted on rounded latents, and trained.
 """
 
 from __future__ import annotations
@@ -27,10 +27,9 @@ CASES = ("niah_multikey_dense", "kv_dense", "niah_multikey_dense_later", "kv_den
 
 
 def compressors(trainer: Trainer, start: Mapping[str, Weights]) -> dict[str, dict[str, Weights]]:
-    """Weights by name of layer: untrained, trained, and with g refitted."""
-    grid = trainer.settings.grid
-    again = {name: refitted(weights, trainer.pairs[name], grid) for name, weights in trainer.params.items()}
-    return {"untrained": dict(start), "trained": trainer.params, "trained, g refitted": again}
+    """Weights by name of layer: untrained, that with g refitted, and trained."""
+    again = {name: refitted(one, trainer.pairs[name], trainer.settings.grid) for name, one in start.items()}
+    return {"untrained": dict(start), "untrained, g refitted": again, "trained": trainer.params}
 
 
 def table(
@@ -66,9 +65,10 @@ def main() -> None:
     parser.add_argument("--inner", type=int, default=128, help="width inside f")
     parser.add_argument("--neighbours", type=int, default=4, help="references that a token's base averages")
     parser.add_argument("--filter-layers", type=int, nargs="+", default=[0])
-    parser.add_argument("--filter-codec", default="int8", choices=("int8", "int4"))
+    parser.add_argument("--filter-codec", default="int4", choices=("int8", "int4"))
     parser.add_argument("--layer-steps", type=int, default=200)
     parser.add_argument("--model-steps", type=int, default=0)
+    parser.add_argument("--refit", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--cases", nargs="+", default=list(CASES))
     parser.add_argument("--eval-length", type=int, default=512)
     parser.add_argument("--samples", type=int, default=16)
@@ -85,6 +85,7 @@ def main() -> None:
         filter_codec=args.filter_codec,
         layer_steps=args.layer_steps,
         model_steps=args.model_steps,
+        refit=args.refit,
     )
     data = load_layers(out / "kv")
     start = Trainer(model, settings, out / "start", data).params
@@ -92,7 +93,7 @@ def main() -> None:
     trainer.run()
     draw(out / "log.csv", out / "loss.svg")
     made = compressors(trainer, start)
-    final = Compressor(settings.grid, {int(name): weights for name, weights in made["trained, g refitted"].items()})
+    final = Compressor(settings.grid, {int(name): weights for name, weights in made["trained"].items()})
     save_compressor(out / "export", final, model.config, fingerprint(model.params))
     plan = Plan(settings.grid, settings.latent, settings.filter_layers, settings.filter_codec)
     held = cache_bytes(model.config, plan, 131072)

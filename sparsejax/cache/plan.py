@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import jax.numpy as jnp
@@ -33,6 +33,21 @@ class Plan:
     filter_layers: Collection[int]
     filter_codec: str = "int4"
     groups: int = 1
+
+    @classmethod
+    def of(
+        cls, grid: Grid, shapes: Mapping[int, tuple[int, ...]], num_layers: int, filter_codec: str | None = None
+    ) -> Plan:
+        """That of a compressor whose g has `shapes` [A, W, C] by layer; layers that it leaves out filter."""
+        filters = tuple(layer for layer in range(num_layers) if layer not in shapes)
+        latents = tuple(shapes[layer][0] * shapes[layer][2] for layer in sorted(shapes))
+        groups = {shape[0] for shape in shapes.values()}
+        if len(groups) != 1 or not set(shapes) <= set(range(num_layers)):
+            raise ConfigError(
+                f"a compressor needs layers of 0 to {num_layers - 1}, all with as many head groups; got layers "
+                f"{sorted(shapes)} with {sorted(groups)}"
+            )
+        return cls(grid, latents, filters, filter_codec or "int4", groups.pop())
 
     def widths(self, layers: int) -> dict[int, int]:
         """Latent width of each sparse layer."""

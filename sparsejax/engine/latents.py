@@ -1,17 +1,22 @@
-"""The DeltaKV compressor of an engine: found, checked, and turned into a plan of the cache."""
+"""The DeltaKV compressor of an engine: found and checked."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from sparsejax.cache.codecs.compressor import FACTS, Compressor, fingerprint, load_compressor
-from sparsejax.cache.plan import Plan
 from sparsejax.errors import ConfigError
 from sparsejax.models.loader import LoadedModel
 from sparsejax.sparsity.policy import SparsityConfig
 
 FOLDER = "deltakv"
 """Of a model, where a compressor lies that is made for it."""
+
+
+def beside(model: str | Path | None) -> Path | None:
+    """The compressor in a model's own folder, if there is one."""
+    path = None if model is None else Path(model) / FOLDER
+    return path if path is not None and (path / FACTS).exists() else None
 
 
 def compressor_of(policy: SparsityConfig, model: LoadedModel, page_size: int) -> Compressor | None:
@@ -23,14 +28,12 @@ def compressor_of(policy: SparsityConfig, model: LoadedModel, page_size: int) ->
     """
     if policy.codec != "deltakv":
         return None
-    path = policy.compressor
+    path = policy.compressor or beside(model.path)
     if path is None:
-        path = None if model.path is None else Path(model.path) / FOLDER
-        if path is None or not (path / FACTS).exists():
-            raise ConfigError(
-                f"codec='deltakv' needs a compressor trained for this model, and there is none in {path or 'memory'}: "
-                "train one (python -m train.deltakv) and give sparsity={'preset': 'deltakv', 'compressor': FOLDER}."
-            )
+        raise ConfigError(
+            "codec='deltakv' needs a compressor trained for this model, and there is none beside it: train one "
+            "(python -m train.deltakv) and give sparsity={'preset': 'deltakv', 'compressor': FOLDER}."
+        )
     made = load_compressor(path, model.config, fingerprint(model.params))
     if made.grid.page_size != page_size:
         raise ConfigError(
@@ -44,11 +47,3 @@ def compressor_of(policy: SparsityConfig, model: LoadedModel, page_size: int) ->
             "train a compressor that leaves these layers out."
         )
     return made
-
-
-def plan_of(compressor: Compressor, num_layers: int, filter_codec: str | None) -> Plan:
-    """How a model with this compressor stores its cache."""
-    shapes = [compressor.layers[layer]["g"].shape for layer in compressor.sparse]
-    filters = tuple(layer for layer in range(num_layers) if layer not in compressor.layers)
-    latents = tuple(groups * latent for groups, _, latent in shapes)
-    return Plan(compressor.grid, latents, filters, filter_codec or "int4", shapes[0][0])

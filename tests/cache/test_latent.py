@@ -12,8 +12,10 @@ import pytest
 
 from pallas_kernels.deltakv import Grid
 from sparsejax.cache.codecs.compressor import Compressor, fingerprint, save_compressor
+from sparsejax.cache.plan import Plan, cache_bytes
 from tests.cache.sealed_reference import LatentReference, next_logprobs
 from tests.cache.test_coded import GREEDY, PROMPTS, SEEDED, assert_same, logprobs
+from tests.engine.in_place import assert_in_place
 from tests.engine.models import tiny_engine, tiny_model
 
 GRID = Grid(16, 4, references=4, neighbours=2, shortlist=8)
@@ -97,3 +99,82 @@ def test_batch_equals_alone(engine, wanted):
         assert_same(engine.generate(PROMPTS, params), wanted[params.n])
         assert_same(engine.generate(PROMPTS[::-1], params), wanted[params.n][::-1])
     assert engine.stats()["kv_live_pages"] == 0
+
+
+def test_chunks_and_decode_steps_change_nothing(model, sparsity, wanted):
+    with tiny_engine(model, sparsity=sparsity, max_num_seqs=3, max_num_batched_tokens=20, num_decode_steps=5) as engine:
+        assert_same(engine.generate(PROMPTS, GREEDY), wanted[1])
+        assert_same(engine.generate(PROMPTS, SEEDED), wanted[3])
+
+
+def test_preempted_equals_uninterrupted(engine, wanted):
+    allocator = engine.core.scheduler.allocator
+    taken = allocator.allocate(allocator.num_free - 11)  # eleven pages are left
+    for params in (GREEDY, SEEDED):
+        before = engine.stats()["num_preemptions"]
+        assert_same(engine.generate(PROMPTS, params), wanted[params.n])
+        assert engine.stats()["num_preemptions"] > before
+    allocator.release(taken)
+    assert engine.stats()["kv_live_pages"] == 0
+
+
+def test_samples_share_full_pages(engine):
+    engine.add_request("r", PROMPTS[4], SEEDED)
+    most = 0
+    while engine.has_unfinished():
+        engine.step()
+        most = max(most, engine.stats()["kv_live_pages"])
+    shared = len(PROMPTS[4]) // 16
+    assert most <= shared + SEEDED.n * (-(-(len(PROMPTS[4]) + SEEDED.max_tokens) // 16) - shared)
+
+
+def test_aborts_leave_no_trace(engine, wanted):
+    for steps in (1, 2, 4, 7):
+        for i, prompt in enumerate(PROMPTS):
+            engine.add_request(f"{i}", prompt, SEEDED if i % 2 else GREEDY)
+        for _ in range(steps):
+            engine.step()
+        engine.abort([f"{i}" for i in range(0, len(PROMPTS), 2)])
+        while engine.has_unfinished():
+            engine.step()
+    assert engine.stats()["kv_live_pages"] == 0
+    assert_same(engine.generate(PROMPTS, GREEDY), wanted[1])
+
+
+def test_what_no_sequence_holds_is_never_read(engine, wanted):
+    """NaN in every scale and open page, and codes and references that name anything, leave all answers as they are."""
+
+    def poison(pool):
+        value = jnp.nan if jnp.issubdtype(pool.dtype, jnp.floating) else 77
+        return jnp.full_like(pool, value)
+
+    runner = engine.core.runner
+    kv = dataclasses.replace(runner.state.kv, pools=jax.tree.map(poison, runner.state.kv.pools))
+    runner.state = dataclasses.replace(runner.state, kv=kv)
+    for params in (GREEDY, SEEDED):
+        assert_same(engine.generate(PROMPTS, params), wanted[params.n])
+
+
+def test_pools_are_updated_in_place(model, sparsity):
+    long = dataclasses.replace(model, config=dataclasses.replace(model.config, max_position_embeddings=4096))
+    with tiny_engine(long, sparsity=sparsity, warmup="lazy") as engine:
+        assert_in_place(engine)
+
+
+@pytest.mark.parametrize("filter_codec", ["int4", "int8", "dense"])
+def test_memory_is_what_is_allocated_and_what_the_calculator_says(model, sparsity, filter_codec):
+    given = sparsity | {"filter_codec": filter_codec}
+    with tiny_engine(model, sparsity=given, max_num_seqs=4, max_model_len=512) as engine:
+        runner, memory = engine.core.runner, engine.memory()
+        arrays = jax.tree.leaves((runner.state, runner.params))
+        assert memory["total"] == sum(array.nbytes for array in arrays)
+        assert memory["total"] == sum(size for name, size in memory.items() if name != "total")
+        made = random_compressor()
+        assert memory["compressor"] == sum(leaf.nbytes for leaf in jax.tree.leaves(made.layers))
+        stored = sum(memory.get(name, 0) for name in ("kv_pages", "latent_pages", "open_pages"))
+        assert stored == runner.state.kv.group.pool_bytes
+        shapes = {layer: weights["g"].shape for layer, weights in made.layers.items()}
+        plan = Plan.of(GRID, shapes, LAYERS, filter_codec)
+        told = 4 * cache_bytes(model.config, plan, 512, model.dtype)["total"]
+        spare = runner.state.kv.group.page_bytes + runner.state.kv.group.row_bytes  # page and row of padding
+        assert stored - spare == told
