@@ -168,7 +168,19 @@ def model(config: Any, check_nan: bool) -> Check:
     seconds = time.monotonic() - started
     shape = f"{loaded.config.family}, {loaded.config.num_layers} layers"
     text = f"{shape}, loaded in {seconds:.1f} s from {loaded.path}"
-    return Check("model", "ok", text + (", every weight is finite" if check_nan else ""))
+    text += ", every weight is finite" if check_nan else ""
+    return Check("model", "ok", f"{text}, {filter_layers(loaded)}")
+
+
+def filter_layers(loaded: Any) -> str:
+    """Which layers select for the others under `omnikv` and `turbo`, and whether that was measured for the model."""
+    from sparsejax.sparsity.calibration import read_filters
+    from sparsejax.sparsity.policy import spread_filters
+
+    measured = read_filters(loaded)
+    layers = ", ".join(map(str, measured or spread_filters(loaded.config.num_layers)))
+    source = "measured" if measured else "spread over the depth; `sparsejax calibrate` measures them"
+    return f"filter layers {layers} ({source})"
 
 
 def tokenizer(config: Any) -> Check:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 
@@ -25,13 +26,13 @@ class Policies:
         selector: Selector | None,
         num_layers: int,
         max_model_len: int,
-        filters: tuple[int, ...] | None = None,
+        settled: Callable[[SparsityConfig], SparsityConfig] = lambda policy: policy,
     ):
-        """`filters`: the layers that can select, where not all can."""
+        """`settled` puts the model's own filter layers in a policy that leaves them open."""
         self.default = declared[0]
-        self.filters = filters
         self.selector = selector
         self.num_layers = num_layers
+        self._settled = settled
         for policy in declared:
             policy.layer_roles(num_layers)
         evicting = [policy.keep for policy in declared if policy.keep.method != "all"]
@@ -50,8 +51,8 @@ class Policies:
             policy = SparsityConfig.coerce(params.sparsity)
             if policy.codec is None:
                 policy = dataclasses.replace(policy, codec=self.default.codec)
-            if self.filters is not None and policy.codec == self.default.codec:
-                policy = policy.within(self.filters)
+            if policy.codec == self.default.codec:
+                policy = self._settled(policy)
             policy.layer_roles(self.num_layers)
         except ConfigError as error:
             raise RequestError(str(error), parameter="sparsity", value=params.sparsity) from error

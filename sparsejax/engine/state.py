@@ -28,12 +28,14 @@ class Reads(NamedTuple):
 
     Attributes:
         tiles: int32 ``[B, 2]``: tiles (a page of one KV head of one layer) that each row holds, and that it read.
+        capped: int32 ``[B, 2]``: lists that a `top_p` made, and those of them that fill the budget.
         recall: float32 ``[B, L]``: the share of attention probability that it captured, -1 where that was not
             measured; None where no policy measures it.
         more: int32 ``[B, 2]``: 1 for rows whose budget grew for that, and for those that read everything from now.
     """
 
     tiles: Array
+    capped: Array
     recall: Array | None = None
     more: Array | None = None
 
@@ -100,9 +102,9 @@ class DeviceState:
             return self, None
         selector = self.kv.selector
         if not selector.samples:
-            return self, Reads(handed.tiles)
+            return self, Reads(handed.tiles, handed.capped)
         policy, more = self.policy.guarded(rows, handed.recall, selector.width)
-        return replace(self, policy=policy), Reads(handed.tiles, handed.recall, more)
+        return replace(self, policy=policy), Reads(handed.tiles, handed.capped, handed.recall, more)
 
     def with_tables(self, tables: Int[Array, "B S"]) -> DeviceState:
         return replace(self, tables=tables)

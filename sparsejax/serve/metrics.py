@@ -26,6 +26,12 @@ GAUGES = {
 }
 """What of `Engine.stats` goes up and down; everything else in it only grows."""
 
+SHARES = (
+    ("budget_cap_ratio", "Lists of `top_p` that fill their budget.", "lists_at_budget", "lists_by_top_p"),
+    ("recall_fallback_ratio", "Checks of recall that made a row read everything.", "budgets_dropped", "recall_checks"),
+)
+"""Name, text, and what of `Engine.stats` is divided by what."""
+
 VLLM_COUNTERS = {
     "prompt_tokens": "prompt_tokens",
     "generation_tokens": "generation_tokens",
@@ -101,8 +107,10 @@ class Metrics:
 
     def _engine_metrics(self, stats: dict[str, int | float]) -> Iterator[Metric]:
         for name, value in stats.items():
-            if name in GAUGES:
-                yield self._one(GaugeMetricFamily, f"sparsejax:{name}", GAUGES[name], value)
+            layer = name.removeprefix("recall_layer_")
+            text = GAUGES.get(name) if layer == name else f"Attention that selections captured in layer {layer}, mean."
+            if text:
+                yield self._one(GaugeMetricFamily, f"sparsejax:{name}", text, value)
             else:
                 yield self._one(CounterMetricFamily, f"sparsejax:{name}", f"Engine counter {name}.", value)
         pages = stats["kv_live_pages"] + stats["kv_free_pages"]
@@ -114,6 +122,8 @@ class Metrics:
             "KV bytes that decode steps read over those they hold.",
             read / held if held else 1.0,
         )
+        for name, text, part, whole in SHARES:
+            yield self._one(GaugeMetricFamily, f"sparsejax:{name}", text, stats[part] / max(stats[whole], 1))
         for prefix in self._prefixes:
             name, text = f"{prefix}kv_cache_usage_perc", "Share of KV pages in use, 0 to 1."
             yield self._one(GaugeMetricFamily, name, text, usage)

@@ -42,7 +42,8 @@ class SparsityConfig:
             whose blocks score low go unseen. 0 scores every page. One size for all policies of an engine.
         candidates: pages in the best blocks, as a multiple of the pages to select.
         filter_layers: layers that select; the layers after each of them reuse its list, those before the first
-            read everything. ``"auto"`` spreads three over the depth; None is every layer for itself.
+            read everything. ``"auto"`` takes those that were measured for the model (`sparsejax calibrate`), or
+            spreads three over the depth; None is every layer for itself.
         dense_layers: so many first layers read everything.
         recall_every: measure at every n-th position, with a dense pass, which share of the attention probability
             the selection captured; 0 never does.
@@ -189,7 +190,7 @@ class SparsityConfig:
         layers = range(num_layers)
         filters = self.filter_layers
         if filters == "auto":
-            filters = tuple(sorted({0, num_layers // 4, 9 * num_layers // 16}))
+            filters = spread_filters(num_layers)
         if self.kind is ALL:
             return tuple(Role.READ_ALL for _ in layers)
         if filters is None:
@@ -199,6 +200,11 @@ class SparsityConfig:
         own = Role.SELECT_READ_ALL if self.kind.reads_all else Role.SELECT
         before = (Role.READ_ALL,) * filters[0]
         return before + tuple(own if layer in filters else Role.REUSE for layer in layers[filters[0] :])
+
+
+def spread_filters(num_layers: int) -> tuple[int, ...]:
+    """Filter layers of a model for which none were measured: 0, a quarter and nine sixteenths of the depth."""
+    return tuple(sorted({0, num_layers // 4, 9 * num_layers // 16}))
 
 
 class Role(enum.IntEnum):

@@ -25,17 +25,20 @@ from sparsejax.sparsity.select import Query
 
 class Handed(NamedTuple):
     """What a layer hands on to the next one within a step: the rows' lists, the tiles (a page of one KV head of one
-    layer) that they hold and have read so far, and the share of each layer's attention probability that they
+    layer) that they hold and have read so far, how many lists a `top_p` made for them and how many of these fill the
+    whole budget, and the share of each layer's attention probability that they
     captured (mean over heads; -1: not measured)."""
 
     lists: Lists
     tiles: Int[Array, "B 2"]
+    capped: Int[Array, "B 2"]
     recall: Float[Array, "B L"]
 
     @classmethod
     def first(cls, lists: Lists, num_layers: int) -> Handed:
         rows = len(lists.counts)
-        return cls(lists, jnp.zeros((rows, 2), jnp.int32), jnp.full((rows, num_layers), -1.0))
+        nothing = jnp.zeros((rows, 2), jnp.int32)
+        return cls(lists, nothing, nothing, jnp.full((rows, num_layers), -1.0))
 
 
 @dataclass(frozen=True)
@@ -177,6 +180,7 @@ class Selector:
             mine = held.at(batch.rows)
             due &= ((lengths - 1) % policy.interval == 0) | (mine.counts.min(-1) == 0)
             lists = mine.grown(listed).where(owns, lists)
+        limited = due & (policy.top_p < 1)
         reads_all = fits | (role == Role.READ_ALL) | (due & (role == Role.SELECT_READ_ALL))
 
         def attention(page_ids: Array, counts: Array, **more: Any) -> Any:
@@ -227,7 +231,9 @@ class Selector:
             held = held.with_rows(batch.rows, lists.where(owns, mine))
         carried = None if carried is None else Carried(held, blocks)
         recall = handed.recall if captured is None else handed.recall.at[:, layer].set(captured)
-        handed = handed._replace(lists=lists, recall=recall)
+        full = (lists.counts >= (policy.budget - policy.growth)[:, None]).sum(-1)
+        capped = jnp.where(limited[:, None], jnp.stack([jnp.full_like(full, self.heads), full], -1), 0)
+        handed = handed._replace(lists=lists, recall=recall, capped=handed.capped + capped)
         return out, carried, self._counted(handed, pages.k_pages.shape[1], listed, reads_all)
 
     def follow(

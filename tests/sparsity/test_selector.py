@@ -53,7 +53,7 @@ class Layers:
             out, self.carried[layer], handed = self._read(layer, q, length_, self.carried[layer], handed)
             lists = [handed.lists.ids[0, h, : handed.lists.counts[0, h]].tolist() for h in range(self.selector.heads)]
             seen.append((q, np.asarray(out[0]), lists))
-        self.recall = np.asarray(handed.recall[0])
+        self.recall, self.capped = np.asarray(handed.recall[0]), np.asarray(handed.capped[0])
         return seen, np.asarray(handed.tiles[0])
 
 
@@ -108,6 +108,15 @@ def test_blocks_that_hold_all_candidates_change_nothing():
         for (_, ours, lists), (_, theirs, wanted) in zip(*both, strict=True):
             assert lists == wanted
             np.testing.assert_allclose(ours, theirs, atol=1e-6)
+
+
+def test_lists_that_a_top_p_fills_are_counted():
+    for top_p, budget in ((0.999, 16), (0.01, 32), (1.0, 16)):
+        layers = Layers(budget=budget, top_p=top_p)
+        seen, _ = layers.step(44, 44)
+        full = sum(len(one) == budget // SIZE for _, _, lists in seen for one in lists)
+        assert layers.capped.tolist() == ([0, 0] if top_p == 1 else [LAYERS * KV_HEADS, full])
+        assert full == (0 if top_p == 0.01 else LAYERS * KV_HEADS)
 
 
 @pytest.mark.parametrize("parameters", [{}, {"interval": 3}, {"filter_layers": (0, 2)}, {"dense_layers": 1}])

@@ -151,6 +151,7 @@ def test_a_row_under_its_recall_floor_reads_everything_in_the_end():
         engine.generate(PROMPTS[3], params)
         stats = engine.stats()
         assert (stats["budgets_widened"], stats["budgets_dropped"]) == (3, 1)  # 2 pages to 4, 8 and everything
+        assert stats["recall_checks"] == 3
         assert all(0 < stats[f"recall_layer_{layer}"] < 1 for layer in range(2))
         held = [-(-(231 + step) // 16) for step in range(GREEDY.max_tokens - 1)]
         read = [2, 4, 8, *held[3:]]

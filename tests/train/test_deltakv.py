@@ -24,7 +24,7 @@ from sparsejax.models.loader import load_model
 from sparsejax.models.tokenizer import load_tokenizer
 from tests.engine.models import tiny_model
 from train.answers import exact_answers
-from train.calibrate import coverage, filter_layers, refitted, top_tokens, widths
+from train.calibrate import refitted, widths
 from train.collect import Source, collect, load_layers
 from train.compressor import Settings, Trainer
 from train.history import CompressedHistory
@@ -199,20 +199,6 @@ def test_widths_follow_the_errors():
     assert widths(errors, (8, 16, 24), 24) == {1: 8, 2: 8, 3: 8}
     with pytest.raises(ConfigError, match="exceed the budget of 23"):
         widths(errors, (8, 16, 24), 23)
-
-
-def test_filter_layers_cover_those_after_them():
-    rng = np.random.default_rng(0)
-    q, keys = rng.standard_normal((4, 8)).astype(np.float32), rng.standard_normal((20, 2, 8)).astype(np.float32)
-    keys[7, 1] = 50 * q[3]
-    assert 7 in top_tokens(jnp.asarray(q), jnp.asarray(keys), 3)
-    alike, other = np.arange(4), np.arange(10, 14)
-    share = coverage(np.stack([np.stack([alike, alike, other, other, other])] * 2))
-    np.testing.assert_array_equal(share[0], [1, 1, 0, 0, 0])
-    assert filter_layers(share, 2) == (0, 2)
-    assert filter_layers(share, 9) == (0, 1, 2, 3, 4)
-    with pytest.raises(ConfigError, match="layer 0 must always filter"):
-        filter_layers(share, 2, always=(1,))
 
 
 def test_answers_read_raw_are_those_of_the_model():
