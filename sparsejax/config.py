@@ -42,6 +42,11 @@ class EngineConfig:
             default first. All of them share one codec.
         enable_prefix_caching: keep full pages of what was computed as long as nobody needs the room, so that a request
             that begins with the same tokens starts from them.
+        host_kv_bytes: main memory for full pages that the device has no room for; they come back where that is faster
+            than computing them again.
+        disk_kv_path: directory for pages that main memory has no room for; the next engine of the same model on it
+            starts with them. One engine at a time.
+        disk_kv_bytes: most bytes that these take on the disk.
         warmup: ``"full"`` compiles every step program before the constructor returns, ``"lazy"`` those that
             a first request needs, ``"none"`` each at its first use.
         compile_cache_dir: where compiled programs persist; ``""`` turns the cache off.
@@ -94,13 +99,27 @@ class EngineConfig:
                 f"{self.max_num_seqs}, so that a prompt can advance while every other sequence decodes: "
                 f"raise it to at least {self.max_num_seqs + 1}, or lower max_num_seqs."
             )
+        self._check_tiers()
         self._refuse_unbuilt()
+
+    def _check_tiers(self) -> None:
+        for name in ("host_kv_bytes", "disk_kv_bytes"):
+            _integer(name, getattr(self, name), minimum=0)
+        if self.disk_kv_path is not None and not isinstance(self.disk_kv_path, str):
+            raise ConfigError(f"disk_kv_path={self.disk_kv_path!r} must be a path as text, or None.")
+        if (self.disk_kv_path is None) != (self.disk_kv_bytes == 0):
+            raise ConfigError(
+                f"disk_kv_path={self.disk_kv_path!r} and disk_kv_bytes={self.disk_kv_bytes}: a disk tier needs both, "
+                "a directory and how many bytes it may take; leave both out for none."
+            )
+        if (self.host_kv_bytes or self.disk_kv_path) and not self.enable_prefix_caching:
+            raise ConfigError(
+                "host_kv_bytes and disk_kv_path hold pages of the prefix cache, which enable_prefix_caching=False "
+                "turns off: turn it on, or leave them out."
+            )
 
     def _refuse_unbuilt(self) -> None:
         for name in (
-            "host_kv_bytes",
-            "disk_kv_path",
-            "disk_kv_bytes",
             "tensor_parallel_size",
             "pipeline_parallel_size",
             "quantization",

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from pallas_kernels.deltakv import Grid, Weights
 from sparsejax.errors import ConfigError
-from train.compressor import Pairs, latents
+from train.pairs import Pairs, latents
 
 
 def refitted(weights: Weights, pairs: Pairs, grid: Grid, ridge: float = 1e-4) -> Weights:

@@ -7,10 +7,10 @@ from jax import lax
 from jaxtyping import Array
 
 from pallas_kernels.deltakv import Grid, Weights, halves
-from pallas_kernels.deltakv_decode_attention.rotation import rotated
 from pallas_kernels.deltakv_pools import DeltaPools, base_and_latents
 from pallas_kernels.groups import HIDDEN
 from pallas_kernels.pages import MEDIUM, batched, block_of
+from pallas_kernels.rotation import rotated
 
 
 def deltakv_decode_attention(
@@ -26,7 +26,6 @@ def deltakv_decode_attention(
     grid: Grid,
     logical_ids: Array | None = None,
     magnitude: float,
-    first: int,
     scale: float,
     soft_cap: float | None,
     return_lse: bool,
@@ -53,7 +52,7 @@ def deltakv_decode_attention(
             listed = entry < counts[row, 0]
             position = lax.dynamic_slice(logical, (row, i * size), (1, size))[0]
             position = (position[:, None] * grid.page_size + jnp.arange(grid.page_size)).ravel()
-            seen = jnp.repeat(listed, grid.page_size) & (position >= first) & (position < lengths[row])
+            seen = jnp.repeat(listed, grid.page_size) & (position < lengths[row])
             pages = jnp.where(listed, lax.dynamic_slice(ids, (row, i * size), (1, size))[0], 0)
             base, z = base_and_latents(pools, pages, tables[row], grid)
             base, z = base.reshape(-1, *base.shape[2:]), z.reshape(-1, *z.shape[2:])

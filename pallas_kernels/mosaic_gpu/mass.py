@@ -119,8 +119,9 @@ def mass(
     """Mass under query tiles q [X, K, rounds * M, D] with log-sum-exp `norms` in powers of two [X, K, rounds * M].
 
     Row m of a tile sees slots [first, stop) [X, Kl, M]. Row b of the lists has `tile_count[b]` tiles from `tile_of[b]`
-    on, which see slots within [lowest, highest) [B, Kl], lowest a multiple of the steps' tile. Returns float32 [B, K, J * P], or with `per_page` [B, K, J, C]
-    whose C numbers add up (or have their largest taken); what no query of a row may see is unwritten.
+    on, which see slots within [lowest, highest) [B, Kl], lowest a multiple of the steps' tile. Returns float32
+    [B, K, J * P], or with `per_page` [B, K, J, C] whose C numbers add up (or have their largest taken); what no query
+    of a row may see is unwritten.
     """
     batch, head_dim, tile, stages = page_ids.shape[0], shape.head_dim, shape.tile, shape.stages
     parts, columns, coded = shape.parts, shape.columns, shape.coded

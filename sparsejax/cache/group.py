@@ -10,6 +10,8 @@ from sparsejax.cache.layout import CodedLayout, DenseLayout
 from sparsejax.errors import CapacityError
 from sparsejax.models.config import DecoderConfig
 
+type Layout = DenseLayout | CodedLayout
+
 
 @dataclass(frozen=True)
 class CacheGroup:
@@ -17,26 +19,31 @@ class CacheGroup:
 
     Attributes:
         layers: layer indices, in order; position in this tuple is the index into the group's pools.
-        layout: physical shape of each layer's pools.
+        layouts: physical shape of each layer's pools.
     """
 
     layers: tuple[int, ...]
-    layout: DenseLayout | CodedLayout
+    layouts: tuple[Layout, ...]
+
+    @property
+    def layout(self) -> Layout:
+        """That of the first layer: pages, their size and heads are those of every layer."""
+        return self.layouts[0]
 
     @property
     def page_bytes(self) -> int:
         """Bytes of one page over all layers of the group."""
-        return len(self.layers) * self.layout.page_bytes
+        return sum(layout.page_bytes for layout in self.layouts)
 
     @property
     def fixed_bytes(self) -> int:
         """Bytes of the pools besides the pages."""
-        return len(self.layers) * self.layout.fixed_bytes
+        return sum(layout.fixed_bytes for layout in self.layouts)
 
     @property
     def row_bytes(self) -> int:
         """Bytes that a row holds besides its pages: its open page, where that is stored apart."""
-        return len(self.layers) * self.layout.row_bytes
+        return sum(layout.row_bytes for layout in self.layouts)
 
     @property
     def page_tiles(self) -> int:
@@ -44,13 +51,16 @@ class CacheGroup:
         return len(self.layers) * self.layout.num_kv_heads
 
     def read_bytes(self, tiles: int, queries: int) -> int:
-        """Bytes of so many tiles, the open page of each of `queries` queries among them."""
+        """Bytes of so many tiles, the open page of each of `queries` queries among them.
+
+        A tile counts as the mean over layers, which is exact where all layers read as many.
+        """
         apart = queries if self.row_bytes else 0
-        return (tiles - apart * self.page_tiles) * (self.page_bytes // self.page_tiles) + apart * self.row_bytes
+        return (tiles - apart * self.page_tiles) * self.page_bytes // self.page_tiles + apart * self.row_bytes
 
     @property
     def pool_bytes(self) -> int:
-        return len(self.layers) * self.layout.pool_bytes
+        return sum(layout.pool_bytes for layout in self.layouts)
 
 
 def dense_group(
@@ -59,7 +69,7 @@ def dense_group(
     """The one group of a dense model: every layer, K and V in the model's dtype, laid out for `platform`."""
     make = DenseLayout.for_tpu if platform == "tpu" else DenseLayout.plain
     layout = make(num_pages, config.num_kv_heads, page_size, config.head_dim, dtype)
-    return CacheGroup(tuple(range(config.num_layers)), layout)
+    return CacheGroup(tuple(range(config.num_layers)), (layout,) * config.num_layers)
 
 
 def make_group(
@@ -77,7 +87,7 @@ def make_group(
     dense = dense_group(config, page_size, dtype, num_pages, platform)
     if codec == "dense":
         return dense
-    return CacheGroup(dense.layers, CodedLayout.of(dense.layout, codec, num_rows, platform))
+    return CacheGroup(dense.layers, (CodedLayout.of(dense.layout, codec, num_rows, platform),) * len(dense.layers))
 
 
 def pages_for(budget_bytes: int, group: CacheGroup, wanted: int) -> int:

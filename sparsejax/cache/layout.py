@@ -11,7 +11,9 @@ from jaxtyping import Array, Float, Int
 
 import pallas_kernels
 from pallas_kernels import layouts
+from pallas_kernels.deltakv_pools import DeltaPools
 from pallas_kernels.dispatch import Implementation
+from sparsejax.cache.codecs.deltakv import DeltaPages
 from sparsejax.cache.codecs.quantized import Codes, QuantizedPages
 
 type Pools = tuple[Float[Array, "N K P W"], Float[Array, "N K P W"] | None]
@@ -71,6 +73,7 @@ class DenseLayout:
 
     fixed_bytes = row_bytes = 0
     """Bytes besides the pages: of all rows, and of each; open pages are pages like others here."""
+    latent = False
 
     def with_pages(self, num_pages: int) -> DenseLayout:
         return replace(self, num_pages=num_pages)
@@ -116,7 +119,7 @@ class CodedLayout:
         open: pools of the open pages. Row r's is page r + 1; page 0 absorbs padding.
     """
 
-    sealed: QuantizedPages
+    sealed: QuantizedPages | DeltaPages
     open: DenseLayout
 
     @classmethod
@@ -125,6 +128,11 @@ class CodedLayout:
         names = ("num_pages", "num_kv_heads", "page_size", "head_dim", "dtype", "lanes", "num_pools")
         sealed = QuantizedPages.beside(codec, platform, **{name: getattr(dense, name) for name in names})
         return cls(sealed, dense.with_pages(num_rows + 1))
+
+    @property
+    def latent(self) -> bool:
+        """Whether sealed pages are DeltaKV latents, of which nothing can be read without the rest of the row."""
+        return isinstance(self.sealed, DeltaPages)
 
     @property
     def num_pages(self) -> int:
@@ -166,7 +174,7 @@ class CodedLayout:
     def pool_bytes(self) -> int:
         return self.num_pages * self.page_bytes + self.fixed_bytes
 
-    def zeros(self) -> tuple[Codes, Pools]:
+    def zeros(self) -> tuple[Codes | DeltaPools, Pools]:
         """Empty pools of sealed pages and of open ones."""
         return self.sealed.zeros(), self.open.zeros()
 

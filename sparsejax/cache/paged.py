@@ -51,6 +51,7 @@ class StepBatch:
         policy: what the decode rows read, for the selector.
         observe: what `observed` takes in of the step's queries (a `sparsity.seen.Observe`); None where nothing is.
         segments: how the chunks lie in pages, where the KV object asks for it (`planned`).
+        compressor: by layer, the weights that its codec needs; None where none does.
     """
 
     tokens: Int[Array, " T"]
@@ -64,6 +65,7 @@ class StepBatch:
     policy: Any = None
     observe: Any = None
     segments: Any = None
+    compressor: Any = None
 
 
 @jax.tree_util.register_dataclass
@@ -115,7 +117,7 @@ class PagedKV:
 
         What a query sees depends on its position only: every token at or before it (inside the window).
         """
-        layout, observed = self.group.layout, self.observed[layer]
+        layout, observed = self.group.layouts[layer], self.observed[layer]
         pools = layout.write(
             self.pools[layer], rotate(k), v, batch.page_ids, batch.offsets, self.implementation
         )

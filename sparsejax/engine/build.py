@@ -12,14 +12,17 @@ import jax
 
 from sparsejax.cache.allocator import PageAllocator
 from sparsejax.cache.group import CacheGroup, make_group, pages_for
+from sparsejax.cache.plan import Plan
 from sparsejax.cache.prefix import PrefixCache
 from sparsejax.config import EngineConfig
 from sparsejax.engine.compile import release_compiler_memory, use_compile_cache
 from sparsejax.engine.core import EngineCore
+from sparsejax.engine.latents import compressor_of
 from sparsejax.engine.policies import Policies
 from sparsejax.engine.runner import Runner
 from sparsejax.engine.scheduler import Limits
 from sparsejax.engine.table import StepTable
+from sparsejax.engine.tiers import make_tiers
 from sparsejax.errors import CapacityError, ConfigError
 from sparsejax.models.config import DecoderConfig
 from sparsejax.models.loader import LoadedModel, load_model
@@ -62,11 +65,20 @@ def build_core(config: EngineConfig, model: LoadedModel | None = None, tokenizer
     table = StepTable.build(config.max_num_seqs, config.max_num_batched_tokens, config.num_decode_steps)
     width = -(-max_model_len // config.page_size)
     platform = jax.default_backend()
-    filter_layers = functools.cache(functools.partial(read_filters, model))
-    policies = with_filters(declared(config.sparsity), filter_layers)
-    codec = policies[0].codec
+    policies, plan = declared(config.sparsity), None
+    codec, compressor = policies[0].codec, compressor_of(policies[0], model, config.page_size)
+    if compressor is None:
+        measured = functools.cache(functools.partial(read_filters, model))
+        settled = functools.partial(with_filters, measured=measured)
+    else:
+        shapes = {layer: weights["g"].shape for layer, weights in compressor.layers.items()}
+        plan = Plan.of(compressor.grid, shapes, model.config.num_layers, policies[0].filter_codec)
+        settled = functools.partial(SparsityConfig.within, filters=plan.filter_layers)
+    policies = tuple(map(settled, policies))
 
     def group_of(num_pages: int) -> CacheGroup:
+        if plan is not None:
+            return plan.group(model.config, model.dtype, num_pages, table.max_rows, platform)
         shape = (model.config, config.page_size, model.dtype, num_pages, platform)
         return make_group(*shape, codec=codec, num_rows=table.max_rows)
 
@@ -76,8 +88,9 @@ def build_core(config: EngineConfig, model: LoadedModel | None = None, tokenizer
     _check_keeps(policies, model.config)
     keeps = tuple(policy.keep for policy in policies)
     evictor = Evictor.of(keeps, model.config, config.page_size, max_model_len)
-    runner = Runner(model, group, table, width, IMPLEMENTATIONS[config.backend], selector, evictor)
     allocator = PageAllocator(num_pages)
+    runner = Runner(model, group, table, width, IMPLEMENTATIONS[config.backend], selector, evictor, compressor)
+    tiers = make_tiers(config, runner, (model.config, codec, plan, IMPLEMENTATIONS[config.backend]))
     core = EngineCore(
         runner,
         allocator,
@@ -93,11 +106,12 @@ def build_core(config: EngineConfig, model: LoadedModel | None = None, tokenizer
         eos_ids=model.config.eos_token_ids,
         tokenizer=tokenizer,
         seed=config.seed,
-        policies=Policies(policies, selector, model.config.num_layers, max_model_len, filter_layers),
-        cache=PrefixCache(allocator, config.page_size),
+        cache=PrefixCache(allocator, config.page_size, tiers.identity if tiers else ""),
         prefix_caching=config.enable_prefix_caching,
+        tiers=tiers,
+        policies=Policies(policies, selector, model.config.num_layers, max_model_len, settled),
     )
-    _warm(runner, config)
+    _warm(core, config)
     return core
 
 
@@ -110,13 +124,15 @@ def _check_keeps(policies: tuple[SparsityConfig, ...], model: DecoderConfig) -> 
         )
 
 
-def _warm(runner: Runner, config: EngineConfig) -> None:
+def _warm(core: EngineCore, config: EngineConfig) -> None:
     if config.warmup == "none":
         return
-    keys = list(runner.table.keys())
+    keys = list(core.runner.table.keys())
     if config.warmup == "lazy":
         keys = keys[:FIRST_PROGRAMS]
-    runner.warm(keys, progress=_progress_bar if sys.stderr.isatty() else list)
+    if core.tiers is not None:
+        core.tiers.transfers.warm()
+    core.runner.warm(keys, progress=_progress_bar if sys.stderr.isatty() else list)
     release_compiler_memory()
 
 

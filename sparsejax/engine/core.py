@@ -26,6 +26,7 @@ from sparsejax.engine.rows import mix_seed, pack_bias, pack_row
 from sparsejax.engine.runner import Runner
 from sparsejax.engine.scheduler import Limits, Scheduler, StepPlan
 from sparsejax.engine.sequence import Sequence
+from sparsejax.engine.tiers import PageTiers
 from sparsejax.engine.timings import Timings
 from sparsejax.engine.tracker import Choice, Tracker, needs_full_sampler
 from sparsejax.errors import CapacityError, RequestError
@@ -38,6 +39,7 @@ class _InFlight:
 
     plan: StepPlan
     outputs: Any
+    started: float
 
 
 class EngineCore:
@@ -60,9 +62,13 @@ class EngineCore:
         policies: Policies,
         cache: PrefixCache,
         prefix_caching: bool = True,
+        tiers: PageTiers | None = None,
     ):
         self.runner = runner
-        self.scheduler = Scheduler(limits, allocator, cache)
+        self.tiers = tiers
+        if tiers is not None:
+            cache.on_evict = tiers.write_back
+        self.scheduler = Scheduler(limits, allocator, cache, tiers)
         self.max_model_len = max_model_len
         self.tokenizer = tokenizer
         self._text = None if tokenizer is None else TextDecoder(tokenizer)
@@ -79,6 +85,7 @@ class EngineCore:
         self._forks: dict[Sequence, list[Sequence]] = {}
         self._bad_words: dict[Sequence, BadWords] = {}
         self._in_flight: _InFlight | None = None
+        self._last_read = 0.0
         self._undelivered: list[RequestOutput] = []
 
     @property
@@ -200,6 +207,8 @@ class EngineCore:
 
     def _advance(self) -> list[RequestOutput]:
         plan = self.scheduler.schedule()
+        if plan is None and self._in_flight is None and self.scheduler.restores:
+            self.scheduler.restores.wait()
         started = self._dispatch(plan) if plan else None
         finished, self._in_flight = self._in_flight, started
         return self._collect(finished) if finished else []
@@ -209,6 +218,13 @@ class EngineCore:
         if self._in_flight:
             jax.block_until_ready(self._in_flight.outputs)
             self._in_flight = None
+
+    def close(self) -> None:
+        """Ends every request and leaves cached pages on the disk, where there is one."""
+        self.abort(self.request_ids())
+        self.drain()
+        if self.tiers is not None:
+            self.tiers.close([(cached.hash, cached.page) for cached in self.scheduler.prefixes.cache])
 
     def _dispatch(self, plan: StepPlan) -> _InFlight | None:
         now = time.monotonic()
@@ -236,6 +252,7 @@ class EngineCore:
         if not plan.num_tokens:
             self.runner.cut_caches(plan)
             return None
+        started = time.perf_counter()
         outputs = self.runner.dispatch(plan, greedy, prompt_logprobs)
         for chunk in plan.chunks:
             self._fork(chunk.sequence)
@@ -252,7 +269,7 @@ class EngineCore:
             self.counters["decode_queries"] += queries
             self.counters["decode_tiles_held"] += tiles
             self.counters["decode_tiles_read"] += tiles
-        return _InFlight(plan, outputs)
+        return _InFlight(plan, outputs, started)
 
     def _row_values(self, sequence: Sequence, tracker: Tracker, choice: Choice) -> dict:
         return pack_row(
@@ -288,6 +305,8 @@ class EngineCore:
 
     def _collect(self, step: _InFlight) -> list[RequestOutput]:
         results = self.runner.read(step.outputs)
+        if self.tiers is not None:
+            self._note_cost(step)
         if results.reads is not None:
             count_reads(results.reads, self.counters)
         touched: dict[Tracker, None] = {}
@@ -307,6 +326,14 @@ class EngineCore:
                     break
             self._note_tokens(tracker, choice, len(choice.token_ids) - before)
         return self._report(touched)
+
+    def _note_cost(self, step: _InFlight) -> None:
+        """What a page of prompt took to compute: steps overlap, so a step's time begins where the last one's ended."""
+        now = time.perf_counter()
+        if step.plan.chunks:
+            pages = step.plan.num_tokens / self.scheduler.limits.page_size
+            self.tiers.costs.note("compute", now - max(step.started, self._last_read), pages)
+        self._last_read = now
 
     def _note_tokens(self, tracker: Tracker, choice: Choice, count: int) -> None:
         """Counts the tokens that a step brought for an output, and when they came."""

@@ -9,7 +9,6 @@ import numpy as np
 
 from sparsejax.engine.params import SamplingParams
 from sparsejax.errors import ConfigError, RequestError
-from sparsejax.sparsity.calibration import with_filters
 from sparsejax.sparsity.eviction import Eviction
 from sparsejax.sparsity.keep_rows import pack_keep
 from sparsejax.sparsity.kinds import ALL
@@ -27,12 +26,13 @@ class Policies:
         selector: Selector | None,
         num_layers: int,
         max_model_len: int,
-        filter_layers: Callable[[], tuple[int, ...] | None] = lambda: None,
+        settled: Callable[[SparsityConfig], SparsityConfig] = lambda policy: policy,
     ):
+        """`settled` puts the model's own filter layers in a policy that leaves them open."""
         self.default = declared[0]
         self.selector = selector
         self.num_layers = num_layers
-        self._filter_layers = filter_layers
+        self._settled = settled
         for policy in declared:
             policy.layer_roles(num_layers)
         evicting = [policy.keep for policy in declared if policy.keep.method != "all"]
@@ -51,7 +51,8 @@ class Policies:
             policy = SparsityConfig.coerce(params.sparsity)
             if policy.codec is None:
                 policy = dataclasses.replace(policy, codec=self.default.codec)
-            (policy,) = with_filters([policy], self._filter_layers)
+            if policy.codec == self.default.codec:
+                policy = self._settled(policy)
             policy.layer_roles(self.num_layers)
         except ConfigError as error:
             raise RequestError(str(error), parameter="sparsity", value=params.sparsity) from error
@@ -62,6 +63,14 @@ class Policies:
                 parameter="sparsity",
                 value=params.sparsity,
             )
+        for name in ("compressor", "filter_codec"):
+            if getattr(policy, name) not in (None, getattr(self.default, name)):
+                raise RequestError(
+                    f"this engine was started with {name}={getattr(self.default, name)!r}, not with "
+                    f"{getattr(policy, name)!r}: leave it out.",
+                    parameter="sparsity",
+                    value=params.sparsity,
+                )
         lacks = self._lacks(policy, num_prompt)
         if lacks is not None:
             raise RequestError(

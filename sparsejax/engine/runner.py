@@ -12,13 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels.dispatch import Implementation
+from sparsejax.cache.codecs.compressor import Compressor
 from sparsejax.cache.group import CacheGroup
 from sparsejax.engine.compile import Programs, abstract
 from sparsejax.engine.rows import mask_words, neutral_row, stack_rows
 from sparsejax.engine.sampler import SamplingRows
 from sparsejax.engine.scheduler import Cut, StepPlan
 from sparsejax.engine.state import DeviceState, Reads, initial_state, state_bytes
-from sparsejax.engine.step import StepKey, StepOutputs, StepShape
+from sparsejax.engine.step import COMPRESSOR, StepKey, StepOutputs, StepShape
 from sparsejax.engine.table import StepTable
 from sparsejax.models.decoder import Decoder
 from sparsejax.models.loader import LoadedModel
@@ -55,8 +56,9 @@ class Runner:
         implementation: Implementation,
         selector: Selector | None = None,
         evictor: Evictor | None = None,
+        compressor: Compressor | None = None,
     ):
-        self.params = model.params
+        self.params = model.params if compressor is None else model.params | {COMPRESSOR: compressor.layers}
         self.evictor = evictor
         self.table = table
         decoder = Decoder(model.config, model.dtype)
@@ -80,8 +82,10 @@ class Runner:
 
     def memory(self) -> dict[str, int]:
         """Bytes of the arrays that exist, by component."""
-        weights = sum(leaf.nbytes for leaf in jax.tree.leaves(self.params))
-        return {"weights": weights, **state_bytes(self.state)}
+        total = sum(leaf.nbytes for leaf in jax.tree.leaves(self.params))
+        codec = sum(leaf.nbytes for leaf in jax.tree.leaves(self.params.get(COMPRESSOR)))
+        extra = {COMPRESSOR: codec} if codec else {}
+        return {"weights": total - codec, **extra, **state_bytes(self.state)}
 
     def warm(self, keys: list[StepKey], progress: Any = list) -> None:
         """Compiles the step programs `keys` and the small programs beside them."""

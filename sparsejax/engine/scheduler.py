@@ -11,11 +11,16 @@ from __future__ import annotations
 import bisect
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from sparsejax.cache.allocator import PageAllocator
 from sparsejax.cache.prefix import PrefixCache
 from sparsejax.engine.prefixes import Prefixes
+from sparsejax.engine.restore import Restores
 from sparsejax.engine.sequence import PENDING, Sequence, Status
+
+if TYPE_CHECKING:
+    from sparsejax.engine.tiers import PageTiers
 
 
 @dataclass(frozen=True)
@@ -91,10 +96,13 @@ class StepPlan:
 class Scheduler:
     """Owns the queue, the rows and the page lists; decides, and never touches the device."""
 
-    def __init__(self, limits: Limits, allocator: PageAllocator, cache: PrefixCache):
+    def __init__(
+        self, limits: Limits, allocator: PageAllocator, cache: PrefixCache, tiers: PageTiers | None = None
+    ):
         self.limits = limits
         self.allocator = allocator
         self.prefixes = Prefixes(cache, allocator, copies=not limits.share_whole_pages)
+        self.restores = Restores(self.prefixes, tiers) if tiers else None
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
         self.num_preemptions = 0
@@ -139,6 +147,8 @@ class Scheduler:
 
     def schedule(self) -> StepPlan | None:
         """Plans the next step. None: nothing to do until results of dispatched steps come in."""
+        if self.restores:
+            self.restores.advance(self.waiting, len(self.running))
         plan = StepPlan()
         if self._plan_evictions(plan) and self._plan_running(plan):
             self._admit(plan)
@@ -193,7 +203,7 @@ class Scheduler:
         at = 0
         while at < len(self.waiting) and self._free_rows and budget > 0:
             sequence = self.waiting[at]
-            if not self.prefixes.attach(sequence):
+            if (self.restores and self.restores.awaited(sequence)) or not self.prefixes.attach(sequence):
                 at += 1
                 continue
             if not self._room_for(sequence):

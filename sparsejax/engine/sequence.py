@@ -43,6 +43,7 @@ class Sequence:
         num_published: leading pages of its own that are cached.
         num_cached: tokens that it took from the cache when it started.
         num_prefilled: leading tokens that no decode step computed.
+        looked_below: whether the tiers below the device were asked for its pages.
         awaits: hash of a page that a running sequence is about to publish and it wants.
     """
 
@@ -66,6 +67,7 @@ class Sequence:
     num_published: int = 0
     num_cached: int = 0
     num_prefilled: int = 0
+    looked_below: bool = False
     awaits: bytes | None = None
 
     def __post_init__(self) -> None:
@@ -75,6 +77,7 @@ class Sequence:
     def restart(self) -> None:
         """Nothing of it is in the cache (any more)."""
         self.num_computed, self.shift = 0, 0
+        self.looked_below = False
         self.num_published, self.num_cached, self.num_prefilled, self.publishes = 0, 0, 0, True
         self.evict_at = self.eviction and self.eviction.at
 

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int
 from pallas_kernels.dispatch import Implementation
 from sparsejax.cache.coded import CodedKV
 from sparsejax.cache.group import CacheGroup
+from sparsejax.cache.latent import LatentKV
 from sparsejax.cache.layout import CodedLayout
 from sparsejax.cache.paged import PagedKV
 from sparsejax.engine.sampler import SamplingRows
@@ -141,15 +142,16 @@ def initial_state(
     evictor: Evictor | None = None,
 ) -> DeviceState:
     """Zeroed pools and tables for `num_rows` rows plus the spare one; `sampling` has that many rows already."""
-    pools = tuple(group.layout.zeros() for _ in group.layers)
-    bounds = tuple(None if selector is None else selector.initial_bounds(group.layout) for _ in group.layers)
-    observed = tuple(
-        None if evictor is None else evictor.nothing_seen(num_rows + 1, group.layout) for _ in group.layers
-    )
+    layouts = group.layouts
+    pools = tuple(layout.zeros() for layout in layouts)
+    bounds = tuple(None if selector is None else selector.initial_bounds(layout) for layout in layouts)
+    observed = tuple(None if evictor is None else evictor.nothing_seen(num_rows + 1, layout) for layout in layouts)
     carried = tuple(
-        None if selector is None else selector.initial_carried(num_rows + 1, group.layout) for _ in group.layers
+        None if selector is None or layout.latent else selector.initial_carried(num_rows + 1, layout)
+        for layout in layouts
     )
-    kind = CodedKV if isinstance(group.layout, CodedLayout) else PagedKV
+    coded = CodedKV if isinstance(group.layout, CodedLayout) else PagedKV
+    kind = LatentKV if any(layout.latent for layout in layouts) else coded
     kv = kind(
         pools, bounds, carried, observed, group, config.windows, config.attn_soft_cap, implementation, selector
     )

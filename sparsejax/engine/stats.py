@@ -43,6 +43,7 @@ def engine_stats(core: EngineCore) -> dict[str, int | float]:
         "kv_idle_pages": allocator.num_idle,
         "kv_live_bytes": allocator.num_live * group.page_bytes + len(scheduler.running) * group.row_bytes,
         "kv_page_bytes": group.page_bytes,
+        **(core.tiers.stats() if core.tiers else {}),
         "compiles": runner.programs.num_compiles,
         "compiles_after_warmup": runner.programs.num_compiles - runner.programs.num_warm,
         "compile_seconds": runner.programs.compile_seconds,

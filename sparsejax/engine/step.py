@@ -21,6 +21,8 @@ from sparsejax.engine.sampler import Sampled, sample, sample_greedy, score
 from sparsejax.engine.state import DeviceState, Reads
 from sparsejax.models.decoder import Decoder
 
+COMPRESSOR = "compressor"
+"""Under this name `params` hold, beside those of the model, the weights of a codec by layer."""
 READOUT_BLOCK = 64
 """Prompt tokens whose logits exist at once when prompt log-probabilities are asked for."""
 
@@ -118,7 +120,7 @@ class StepShape:
             state, tokens, live = carry
             positions = jnp.where(live, fields["positions"] + i, 0)
             steps = fields["steps"] + i
-            batch = self._decode_batch(state, rows, tokens, positions, fields["shifts"], live)
+            batch = self._decode_batch(state, params, rows, tokens, positions, fields["shifts"], live)
             hidden, kv = self.decoder.apply({"params": params}, batch, state.kv)
             kv, handed = kv.end_step()
             state, reads = replace(state, kv=kv).after_step(rows, handed)
@@ -135,9 +137,8 @@ class StepShape:
 
     def _mixed(self, key: StepKey, state: DeviceState, params: Any, fields: dict[str, Array]):
         rows, starts = fields["rows"], fields["query_starts"]
-        decode = self._decode_batch(
-            state, rows, self._inputs(state, fields), fields["positions"], fields["shifts"], rows != self.spare_row
-        )
+        inputs, live = self._inputs(state, fields), rows != self.spare_row
+        decode = self._decode_batch(state, params, rows, inputs, fields["positions"], fields["shifts"], live)
         index = jnp.arange(key.chunk, dtype=jnp.int32)
         owner = jnp.searchsorted(starts, index, side="right").astype(jnp.int32) - 1
         owner = jnp.minimum(owner, key.rows - 1)
@@ -163,6 +164,7 @@ class StepShape:
             chunk_rows=fields["chunk_rows"],
             policy=decode.policy,
             observe=observe,
+            compressor=decode.compressor,
         )
         batch = state.kv.planned(batch)
         hidden, kv = self.decoder.apply({"params": params}, batch, state.kv)
@@ -186,14 +188,24 @@ class StepShape:
         """The host's token where it knows it, the row's newest one on the device where it does not."""
         return jnp.where(fields["tokens"] >= 0, fields["tokens"], state.last_tokens[fields["rows"]])
 
-    def _decode_batch(self, state: DeviceState, rows, tokens, positions, shifts, live) -> StepBatch:
+    def _decode_batch(
+        self, state: DeviceState, params: Any, rows, tokens, positions, shifts, live
+    ) -> StepBatch:
         tables = state.tables[rows]
         pages, offsets = self._slots(tables, positions - shifts, live)
         lengths = jnp.where(live, positions - shifts + 1, 0)
         policy = None if state.policy is None else state.policy.at(rows)
         observe = None if state.keep is None else state.keep.observe(rows, rows, positions, live, state.num_observed)
         return StepBatch(
-            tokens, positions, pages, offsets, Rows(tables, lengths), rows=rows, policy=policy, observe=observe
+            tokens,
+            positions,
+            pages,
+            offsets,
+            Rows(tables, lengths),
+            rows=rows,
+            policy=policy,
+            observe=observe,
+            compressor=params.get(COMPRESSOR),
         )
 
     def _slots(self, tables: Int[Array, "T S"], slots: Int[Array, " T"], live) -> tuple[Array, Array]:

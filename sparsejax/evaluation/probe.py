@@ -88,7 +88,7 @@ def probe(
     replies = greedy_replies(model, token_ids[:num_prompt], policies, steps, config)
     shape = _shape(model, len(token_ids), config.page_size)
     configs = [SparsityConfig.coerce(policy.sparsity) for policy in policies]
-    configs = with_filters(configs, partial(read_filters, model))
+    configs = [with_filters(config, partial(read_filters, model)) for config in configs]
     selector = Selector.of(configs, config.page_size, model.config.num_kv_heads, len(token_ids))
     tokens = jnp.asarray(token_ids, jnp.int32)
     decoder = Decoder(model.config, model.dtype)

@@ -49,11 +49,8 @@ def read_filters(model: LoadedModel) -> tuple[int, ...] | None:
     return tuple(layers)
 
 
-def with_filters(
-    policies: Sequence[SparsityConfig], measured: Callable[[], tuple[int, ...] | None]
-) -> tuple[SparsityConfig, ...]:
-    """The policies with the `measured` filter layers where they say ``"auto"``; asked for only then."""
-    return tuple(
-        dataclasses.replace(policy, filter_layers=measured() or "auto") if policy.filter_layers == "auto" else policy
-        for policy in policies
-    )
+def with_filters(policy: SparsityConfig, measured: Callable[[], tuple[int, ...] | None]) -> SparsityConfig:
+    """The policy with the `measured` filter layers where it says ``"auto"``; asked for only then."""
+    if policy.filter_layers != "auto":
+        return policy
+    return dataclasses.replace(policy, filter_layers=measured() or "auto")

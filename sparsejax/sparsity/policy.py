@@ -51,8 +51,12 @@ class SparsityConfig:
         recall_floor: where the mean over layers falls under this share, the row's budget doubles, and past the
             longest list the row reads everything from there on.
         seed: of ``random``.
-        codec: how full pages are stored: ``dense`` (the model's dtype), ``int8``, ``fp8`` (e4m3) or ``int4``. One
-            for all policies of an engine; None takes that of the others, or ``dense``.
+        codec: how full pages are stored: ``dense`` (the model's dtype), ``int8``, ``fp8`` (e4m3), ``int4`` or
+            ``deltakv`` (residual latents in most layers, after arXiv 2602.08005). One for all policies of an engine;
+            None takes that of the others, or ``dense``.
+        compressor: of ``deltakv``, the folder of a trained compressor, whose layers hold latents; the others are its
+            filter layers, and ``filter_layers="auto"`` names them. None is the folder ``deltakv`` of the model.
+        filter_codec: of ``deltakv``, how its filter layers store pages: a codec of the others; None is ``int4``.
     """
 
     keep: Keep | str = "all"
@@ -71,6 +75,8 @@ class SparsityConfig:
     recall_floor: float = 0.0
     seed: int = 0
     codec: str | None = None
+    compressor: str | None = None
+    filter_codec: str | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.keep, Keep):
@@ -81,6 +87,7 @@ class SparsityConfig:
                 "a function of your own is Select.scored(function)."
             )
         valid.codec(self.codec)
+        valid.filter_codec(self.filter_codec)
         valid.budget(self.budget)
         for name in ("sink", "recent", "block", "dense_layers", "recall_every", "seed"):
             valid.integer(name, getattr(self, name), 0)
@@ -138,6 +145,23 @@ class SparsityConfig:
             f"sparsity={value!r}: give a SparsityConfig, the name of a preset or a mapping with 'preset' "
             f"({', '.join(PRESETS)})."
         )
+
+    def within(self, filters: tuple[int, ...]) -> SparsityConfig:
+        """This policy where only the layers `filters` can select, because the others hold latents.
+
+        Raises:
+            ConfigError: it names other filter layers.
+        """
+        if self.filter_layers is None:
+            return self
+        if self.filter_layers == "auto":
+            return dataclasses.replace(self, filter_layers=filters)
+        if others := sorted(set(self.filter_layers) - set(filters)):
+            raise ConfigError(
+                f"filter_layers={self.filter_layers}: layers {others} hold latents and cannot select; choose of "
+                f"{filters}, or leave it at 'auto'."
+            )
+        return self
 
     def page_counts(self, num_prompt: int, page_size: int) -> PageCounts:
         """Budget, sinks and recents of a request in pages; the budget holds what is pinned."""
@@ -233,6 +257,7 @@ PRESETS: dict[str, SparsityConfig] = {
     "int8": SparsityConfig(codec="int8"),
     "fp8": SparsityConfig(codec="fp8"),
     "int4": SparsityConfig(codec="int4"),
+    "deltakv": SparsityConfig(select="omnikv", filter_layers="auto", codec="deltakv"),
 }
 
 
@@ -252,8 +277,13 @@ def declared(value: Any) -> tuple[SparsityConfig, ...]:
             f"sparsity names the codecs {' and '.join(codecs)}, but an engine stores all pages in one: give every "
             "policy the same codec, or leave it out of all but one (presets that select or evict name none)."
         )
-    codec = codecs[0] if codecs else "dense"
-    return tuple(dataclasses.replace(policy, codec=codec) for policy in policies)
+    shared = {"codec": codecs[0] if codecs else "dense"}
+    for name in ("compressor", "filter_codec"):
+        given = dict.fromkeys(value for policy in policies if (value := getattr(policy, name)) is not None)
+        if len(given) > 1:
+            raise ConfigError(f"sparsity names {name}s {' and '.join(given)}, but an engine has one: give it once.")
+        shared[name] = next(iter(given), None)
+    return tuple(dataclasses.replace(policy, **shared) for policy in policies)
 
 
 def selects_of(policies: tuple[SparsityConfig, ...]) -> tuple[Select, ...]:

@@ -12,13 +12,14 @@ from jaxtyping import Array, Float, Int
 import pallas_kernels
 from sparsejax.cache.layout import CodedLayout, DenseLayout, Pools
 from sparsejax.cache.paged import StepBatch
-from sparsejax.cache.views import CodedPages, DensePages
+from sparsejax.cache.views import CodedPages, DensePages, LatentPages
 from sparsejax.errors import ConfigError
 from sparsejax.sparsity.blocks import Blocks, ends, pays
 from sparsejax.sparsity.choice import candidates, choose
 from sparsejax.sparsity.kinds import ALL, Select
 from sparsejax.sparsity.lists import Carried, Lists
 from sparsejax.sparsity.policy import Role, SparsityConfig, selects_of
+from sparsejax.sparsity.rows import PolicyRows
 from sparsejax.sparsity.select import Query
 
 
@@ -114,8 +115,8 @@ class Selector:
         return None
 
     def initial_bounds(self, layout: DenseLayout | CodedLayout) -> Float[Array, "N K X"] | None:
-        """Empty key bounds of one layer, if a declared select reads them. Pages not sealed yet must be finite."""
-        if not any(kind.bounds for kind in self.selects):
+        """Empty key bounds of one layer, if a declared select reads them there. Pages not sealed yet must be finite."""
+        if layout.latent or not any(kind.bounds for kind in self.selects):
             return None
         return jnp.zeros((layout.num_pages, layout.num_kv_heads, 2 * layout.head_dim), layout.dtype)
 
@@ -170,8 +171,7 @@ class Selector:
         policy, lengths = batch.policy, batch.decode.lengths
         page_ids, counts = batch.decode.page_list(self.page_size)
         listed = counts[:, 0]
-        if handed is None:
-            handed = Handed.first(Lists.empty(len(listed), self.heads, self.width), policy.roles.shape[1])
+        handed = handed or self._nothing_handed(policy)
         role, fits = policy.roles[:, layer], listed <= policy.budget
         owns = ((role == Role.SELECT) | (role == Role.SELECT_READ_ALL)) & ~fits
         due, lists = owns, handed.lists
@@ -230,13 +230,47 @@ class Selector:
         if held is not None:
             held = held.with_rows(batch.rows, lists.where(owns, mine))
         carried = None if carried is None else Carried(held, blocks)
-        heads = pages.k_pages.shape[1]
-        read = jnp.where(reads_all, heads * listed, heads // self.heads * lists.counts.sum(-1))
         recall = handed.recall if captured is None else handed.recall.at[:, layer].set(captured)
         full = (lists.counts >= (policy.budget - policy.growth)[:, None]).sum(-1)
         capped = jnp.where(limited[:, None], jnp.stack([jnp.full_like(full, self.heads), full], -1), 0)
-        tiles = handed.tiles + jnp.stack([heads * listed, read], -1)
-        return out, carried, Handed(lists, tiles, handed.capped + capped, recall)
+        handed = handed._replace(lists=lists, recall=recall, capped=handed.capped + capped)
+        return out, carried, self._counted(handed, pages.k_pages.shape[1], listed, reads_all)
+
+    def follow(
+        self,
+        layer: int,
+        q: Float[Array, "B H D"],
+        pages: LatentPages,
+        batch: StepBatch,
+        handed: Handed | None,
+        options: dict[str, Any],
+    ) -> tuple[Float[Array, "B H D"], Handed]:
+        """Attention of the decode rows in a layer that never selects, and what it hands on: rows read all of their
+        pages, or the list that they were handed."""
+        policy, lengths = batch.policy, batch.decode.lengths
+        page_ids, counts = batch.decode.page_list(self.page_size)
+        listed, handed = counts[:, 0], handed or self._nothing_handed(policy)
+        lists = handed.lists
+        reads_all = (listed <= policy.budget) | (policy.roles[:, layer] == Role.READ_ALL)
+        whole = pages.attention(q, page_ids, _of(reads_all, counts), lengths, **options)
+
+        def some() -> Array:
+            where = lists.physical(page_ids), _of(~reads_all, lists.counts)
+            part = pages.attention(q, *where, lengths, logical_ids=lists.ids, **options)
+            return jnp.where(reads_all[:, None, None], whole, part)
+
+        out = lax.cond((~reads_all).any(), some, lambda: whole)
+        return out, self._counted(handed, pages.open_k.shape[1], listed, reads_all)
+
+    def _nothing_handed(self, policy: PolicyRows) -> Handed:
+        """What the first layer of a step gets."""
+        rows, num_layers = policy.roles.shape
+        return Handed.first(Lists.empty(rows, self.heads, self.width), num_layers)
+
+    def _counted(self, handed: Handed, heads: int, listed: Int[Array, " B"], reads_all: Array) -> Handed:
+        """With the tiles that a layer held, and read: all, or those of the lists."""
+        read = jnp.where(reads_all, heads * listed, heads // self.heads * handed.lists.counts.sum(-1))
+        return handed._replace(tiles=handed.tiles + jnp.stack([heads * listed, read], -1))
 
 
 def _of(rows: Array, counts: Array) -> Array:

@@ -11,7 +11,7 @@ import pytest
 
 from sparsejax import SamplingParams
 from sparsejax.cache.group import dense_group, make_group
-from tests.cache.sealed_reference import next_logprobs
+from tests.cache.sealed_reference import SealedReference, next_logprobs
 from tests.engine.in_place import assert_in_place
 from tests.engine.models import random_prompts, tiny_engine, tiny_model
 
@@ -50,7 +50,8 @@ def assert_follows_the_rule(outputs, model, codec: str) -> None:
     """The tokens that the plain rule gives, one prompt after the other."""
     for prompt, output in zip(PROMPTS, outputs, strict=True):
         (choice,) = output.outputs
-        rule = next_logprobs(model, codec, 16, prompt + choice.token_ids)[len(prompt) - 1 : -1]
+        kv = SealedReference(codec, 16, model.config.windows)
+        rule = next_logprobs(model, kv, prompt + choice.token_ids)[len(prompt) - 1 : -1]
         assert rule.argmax(-1).tolist() == choice.token_ids
         assert_close(logprobs(choice), rule.max(-1))
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from sparsejax.cache.group import dense_group, pages_for
+from sparsejax.cache.paged import PagedKV
 from sparsejax.errors import CapacityError
 from tests.engine.models import tiny_model
 
@@ -29,10 +30,13 @@ def test_pages_for_a_budget():
 
 
 def test_copied_pages_are_copies_and_others_stay():
-    layout = dense_group(tiny_model().config, 16, np.dtype("float32"), 6).layout
-    pools = tuple(jax.random.normal(jax.random.key(i), layout.shape) for i in range(2))
-    copied = layout.copy(pools, jnp.array([2, 0]), jnp.array([4, 0]))
-    for before, after in zip(pools, copied, strict=True):
+    group = dense_group(tiny_model().config, 16, np.dtype("float32"), 6)
+    nothing, count = (None,) * len(group.layers), 2 * len(group.layers)
+    arrays = [jax.random.normal(jax.random.key(i), group.layout.shape) for i in range(count)]
+    pools = tuple(zip(arrays[::2], arrays[1::2], strict=True))
+    kv = PagedKV(pools, nothing, nothing, nothing, group, nothing)
+    copied = kv.copy_pages(jnp.array([2, 0]), jnp.array([4, 0]))
+    for before, after in zip(arrays, jax.tree.leaves(copied.pools), strict=True):
         np.testing.assert_array_equal(after[4], before[2])
         np.testing.assert_array_equal(after[:4], before[:4])
         np.testing.assert_array_equal(after[5], before[5])

@@ -93,7 +93,6 @@ def test_pages_go_down_to_the_disk_and_come_back(tmp_path):
     assert store.contains([name(i) for i in range(20)]) == 12
     assert store.contains([name(50), name(0)]) == 0
     assert all(same(store.get(name(i)), i) for i in range(12))
-    assert [same(p, i) for i, p in enumerate(store.fetch([name(i) for i in range(20)]).result())] == [True] * 12
     assert store.get(name(20)) is None
     store.flush()
     assert store.host_bytes <= 4 * SIZE and store.counters["disk_hits"] >= 8

@@ -16,7 +16,7 @@ from sparsejax.cache.group import make_group
 from sparsejax.sparsity.eviction import Keep
 from sparsejax.sparsity.evictor import Evictor
 from sparsejax.sparsity.policy import PRESETS
-from tests.cache.sealed_reference import read
+from tests.cache.sealed_reference import SealedReference, read
 from tests.engine.in_place import assert_in_place
 from tests.engine.models import random_prompts, tiny_engine, tiny_model
 from tests.sparsity import keep_oracle as oracle
@@ -207,7 +207,7 @@ def test_h2o_counts_what_queries_give_to_codes_and_to_their_own_page(engine, alo
     assert len(core.scheduler.running) == 3
     for sequence in core.scheduler.running:
         known = sequence.tokens[: sequence.num_computed]
-        _, reference = read(tiny_model(), codec, P, known)
+        _, reference = read(tiny_model(), SealedReference(codec, P, tiny_model().config.windows), known)
         for seen, given in zip(core.runner.state.kv.observed, reference.given, strict=True):
             mass = jnp.moveaxis(seen.mass[jnp.asarray(sequence.pages)], 1, 0).reshape(2, -1)
             np.testing.assert_allclose(mass[:, : len(known)], given, atol=2e-3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,8 +26,9 @@ from tests.engine.models import tiny_model
 from train.answers import exact_answers
 from train.calibrate import refitted, widths
 from train.collect import Source, collect, load_layers
-from train.compressor import Settings, Trainer, pair_error, shapes
+from train.compressor import Settings, Trainer
 from train.history import CompressedHistory
+from train.pairs import mean_error, pair_error, principal, shapes
 
 GRID = Grid(8, 4, references=4)
 SETTINGS = Settings(grid=GRID, latent=16, inner=8, layer_steps=30, model_steps=2, pages=8, rate=3e-3)
@@ -78,19 +80,39 @@ def test_collection_holds_what_layers_store_and_goes_on(model, tmp_path: Path):
         collect(model, tokenizer, tmp_path / "other", Source("absent.txt"), count=3, length=64)
 
 
-def test_both_stages_train_and_refitting_helps(trained: Trainer):
-    with (trained.out / "log.csv").open() as file:
-        rows = list(csv.DictReader(file))
+def log_of(trainer: Trainer) -> list[dict[str, str]]:
+    with (trainer.out / "log.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_both_stages_train(trained: Trainer):
+    rows = log_of(trained)
     assert [(int(row["step"]), row["stage"]) for row in rows] == [
-        (0, "start"), (10, "layers"), (20, "layers"), (30, "layers"), (32, "model")
+        (0, "start"), (10, "layers"), (20, "layers"), (30, "layers"), (30, "refit"), (32, "model")
     ]
-    assert float(rows[3]["held_out"]) < float(rows[0]["held_out"])
-    for name, weights in trained.params.items():
-        before, after = (
-            float(pair_error(one, trained.pairs[name], GRID, 16))
-            for one in (weights, refitted(weights, trained.pairs[name], GRID))
-        )
-        assert after < before
+    assert float(rows[3]["error"]) < float(rows[0]["error"])
+    assert [bool(row["divergence"]) for row in rows] == [False] * 4 + [True] * 2
+
+
+def test_a_stage_never_ends_worse_than_it_began(model, data, tmp_path: Path):
+    """Even at a rate that throws everything out."""
+    wild = dataclasses.replace(SETTINGS, layer_steps=20, rate=3.0, model_rate=3.0)
+    trainer = Trainer(model, wild, tmp_path, data)
+    start = trainer.params
+    trainer.run(report_every=10)
+    rows = log_of(trainer)
+    errors = {row["stage"]: float(row["error"]) for row in rows}
+    assert errors["layers"] > 2 * errors["start"] >= 2 * errors["refit"]
+    assert float(rows[-1]["divergence"]) > 2 * float(rows[-2]["divergence"])
+    kept = {name: refitted(one, trainer.pairs[name], GRID) for name, one in start.items()}
+    error = mean_error(trainer.params, trainer.held, GRID, 16)
+    assert error == min(mean_error(one, trainer.held, GRID, 16) for one in (start, kept))
+
+
+def test_refitting_lowers_the_error(model, data, trained: Trainer):
+    pairs = trained.pairs["1"]
+    start = principal(pairs, 16, 8, 16, 0)
+    assert float(pair_error(refitted(start, pairs, GRID), pairs, GRID, 16)) < float(pair_error(start, pairs, GRID, 16))
 
 
 def test_resumed_is_uninterrupted(model, data, trained: Trainer, tmp_path: Path):
@@ -114,7 +136,7 @@ def test_visibility_depends_on_position(model, trained: Trainer, data):
     tokens, layers = data[0][0][:40], (None, trained.params["1"])
     expected = hidden(model, DenseCausal(), tokens)
     for raw_until, dense in ((0, 8), (20, 20)):
-        found = hidden(model, CompressedHistory(layers, jnp.asarray([raw_until]), GRID, 40, 0), tokens)
+        found = hidden(model, CompressedHistory(layers, jnp.asarray([raw_until]), GRID, 40), tokens)
         np.testing.assert_allclose(found[:dense], expected[:dense], atol=2e-5)
         assert float(jnp.abs(found[dense:] - expected[dense:]).max()) > 1e-3
 

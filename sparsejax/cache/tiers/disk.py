@@ -12,6 +12,7 @@ import logging
 import os
 import re
 import threading
+import weakref
 from collections import Counter, OrderedDict
 from pathlib import Path
 
@@ -53,11 +54,12 @@ class DiskTier:
         self._sizes: OrderedDict[bytes, int] = OrderedDict()
         self._lock = threading.Lock()
         self._failing = False
-        self._directory: int | None = None
+        self._unlock = None
         try:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._directory = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
-            fcntl.flock(self._directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            directory = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
+            self._unlock = weakref.finalize(self, os.close, directory)
+            fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._scan()
         except (FileExistsError, NotADirectoryError) as error:
             raise StoreError(f"disk_kv_path={str(path)!r} is no directory: give one, or a path to be made.") from error
@@ -128,9 +130,8 @@ class DiskTier:
 
     def close(self) -> None:
         """Lets another process use the directory."""
-        if self._directory is not None:
-            os.close(self._directory)
-            self._directory = None
+        if self._unlock is not None:
+            self._unlock()
 
     def _file(self, hash: bytes) -> Path:
         name = hash.hex()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from hashlib import blake2b
+from typing import Any
 
 from sparsejax.errors import StoreError
 
@@ -38,7 +39,7 @@ def header(hash: bytes, payload: bytes | memoryview, fingerprint: bytes) -> byte
         fingerprint: 16 bytes, what the payload was made for.
     """
     fields = _FIELDS.pack(MAGIC, FORMAT, fingerprint, hash, len(payload))
-    return fields + _checksum(fields, payload)
+    return fields + checksum(fields, payload)
 
 
 def read(record: bytes, hash: bytes, fingerprint: bytes) -> memoryview:
@@ -55,7 +56,7 @@ def read(record: bytes, hash: bytes, fingerprint: bytes) -> memoryview:
         "it is no page record": magic == MAGIC,
         f"it has format {version}, this program reads {FORMAT}": version == FORMAT,
         f"it promises {length} bytes and has {len(payload)}": length == len(payload),
-        "its checksum does not match": record[_FIELDS.size : HEADER_BYTES] == _checksum(fields, payload),
+        "its checksum does not match": record[_FIELDS.size : HEADER_BYTES] == checksum(fields, payload),
         "it was made by another model, codec or page shape": owner == fingerprint,
         "it holds another page": name == hash,
     }
@@ -65,6 +66,7 @@ def read(record: bytes, hash: bytes, fingerprint: bytes) -> memoryview:
     return payload
 
 
-def _checksum(fields: bytes, payload: bytes | memoryview) -> bytes:
-    # The header's own digest goes in front, so that one pass over the payload covers both.
-    return xxh3_128_digest(xxh3_128_digest(fields) + xxh3_128_digest(payload))
+def checksum(*parts: Any) -> bytes:
+    """16 bytes over buffers: XXH3, or XXH3 over theirs where they are several."""
+    digests = [xxh3_128_digest(part) for part in parts]
+    return digests[0] if len(digests) == 1 else xxh3_128_digest(b"".join(digests))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import takewhile
 
 from sparsejax.cache.tiers.disk import DiskTier
 from sparsejax.cache.tiers.host import HostTier, Payload
@@ -33,7 +34,6 @@ class TieredStore:
         self._most_waiting = write_buffer_bytes
         self._writes: deque[Future] = deque()
         self._writer = ThreadPoolExecutor(1, "page-writer")
-        self._reader = ThreadPoolExecutor(1, "page-reader")
 
     @property
     def host_bytes(self) -> int:
@@ -42,7 +42,7 @@ class TieredStore:
 
     @property
     def disk_bytes(self) -> int:
-        return self.disk.bytes if self.disk else 0
+        return 0 if self.disk is None else self.disk.bytes
 
     def put(self, hash: bytes, payload: Payload) -> None:
         """Takes a page in; the store owns `payload` from now, and nobody may change it."""
@@ -52,7 +52,7 @@ class TieredStore:
             self._spill(*one)
 
     def get(self, hash: bytes) -> Payload | None:
-        """The page, or None. Reads the disk on the caller's thread; see `fetch`."""
+        """The page, or None. The disk is read on the caller's thread."""
         with self._lock:
             payload = self.host.get(hash)
             if payload is None:
@@ -66,17 +66,21 @@ class TieredStore:
             self.counters["misses"] += 1
         return payload
 
-    def contains(self, hashes: Sequence[bytes]) -> int:
-        """How many of `hashes`, from the first on, are here; each may still turn out to be damaged."""
+    def where(self, hash: bytes) -> str | None:
+        """``"host"`` or ``"disk"``, from which a page would come, or None; it may still turn out to be damaged."""
         with self._lock:
-            for count, hash in enumerate(hashes):
-                if not (hash in self.host or hash in self._waiting or (self.disk is not None and hash in self.disk)):
-                    return count
-        return len(hashes)
+            if hash in self.host or hash in self._waiting:
+                return "host"
+        return "disk" if self.disk is not None and hash in self.disk else None
 
-    def fetch(self, hashes: Sequence[bytes]) -> Future[list[Payload]]:
-        """The leading pages of `hashes` that are here and whole, read by a thread of its own."""
-        return self._reader.submit(self._leading, tuple(hashes))
+    def touch(self, hash: bytes) -> bool:
+        """Whether main memory has a page, which counts as used now."""
+        with self._lock:
+            return self.host.get(hash) is not None or hash in self._waiting
+
+    def contains(self, hashes: Iterable[bytes]) -> int:
+        """How many of `hashes`, from the first on, are here."""
+        return sum(1 for _ in takewhile(self.where, hashes))
 
     def flush(self) -> None:
         """Waits until every page that had to leave main memory is written."""
@@ -87,22 +91,12 @@ class TieredStore:
 
     def close(self) -> None:
         """Writes what main memory holds to the disk, for the next process. Nothing may be asked for later."""
-        self._reader.shutdown(cancel_futures=True)
         self.flush()
         self._writer.shutdown()
         if self.disk is not None:
             for hash, payload in self.host.clear():
                 self.disk.put(hash, payload)
             self.disk.close()
-
-    def _leading(self, hashes: tuple[bytes, ...]) -> list[Payload]:
-        payloads = []
-        for hash in hashes:
-            payload = self.get(hash)
-            if payload is None:
-                break
-            payloads.append(payload)
-        return payloads
 
     def _spill(self, hash: bytes, payload: Payload) -> None:
         if self.disk is None:
