@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from benchmarks import bounds, decode, http_overhead, overload, serve, start, steps
+from benchmarks import blocks, bounds, decode, http_overhead, overload, serve, start, steps
 
 COMMANDS = {
     "http": http_overhead,
@@ -15,6 +15,7 @@ COMMANDS = {
     "start": start,
     "decode": decode,
     "bounds": bounds,
+    "blocks": blocks,
 }
 
 
