@@ -32,7 +32,8 @@ class CodedKV(PagedKV):
             return batch
         chunk = slice(batch.decode.lengths.shape[0], None)
         starts, size = batch.prefill.query_starts, self.group.layout.page_size
-        return replace(batch, segments=Segments.of(batch.page_ids[chunk], batch.offsets[chunk], starts, size))
+        segments = Segments.of(batch.page_ids[chunk], batch.offsets[chunk], starts, size)
+        return replace(batch, segments=segments, deeper=tuple(map(self.planned, batch.deeper)))
 
     def parts(self) -> dict[str, Any]:
         sealed, opened = zip(*self.pools, strict=True)
@@ -48,7 +49,7 @@ class CodedKV(PagedKV):
         rotate: Callable[[Array], Array],
     ) -> tuple[Float[Array, "T H D"], CodedKV]:
         """Writes the step's rotated keys and values, seals the pages that they fill, then reads each row's pages."""
-        layout, observed = self.group.layout, self.observed[layer]
+        layout, observed, batch = self.group.layout, self.observed[layer], batch.of_group(self.group_of(layer))
         plain, q, k = q, rotate(q), rotate(k)
         (codes, opened), bounds = self.pools[layer], self.bounds[layer]
         count = batch.decode.lengths.shape[0]

@@ -130,6 +130,9 @@ class CodedLayout:
         sealed = QuantizedPages.beside(codec, platform, **{name: getattr(dense, name) for name in names})
         return cls(sealed, dense.with_pages(num_rows + 1))
 
+    def with_pages(self, num_pages: int) -> CodedLayout:
+        return replace(self, sealed=self.sealed.with_pages(num_pages))
+
     @property
     def num_pages(self) -> int:
         return self.sealed.num_pages

@@ -51,6 +51,7 @@ class StepBatch:
         policy: what the decode rows read, for the selector.
         observe: what `observed` takes in of the step's queries (a `sparsity.seen.Observe`); None where nothing is.
         segments: how the chunks lie in pages, where the KV object asks for it (`planned`).
+        deeper: the same step in the pages of each further cache group.
     """
 
     tokens: Int[Array, " T"]
@@ -64,6 +65,11 @@ class StepBatch:
     policy: Any = None
     observe: Any = None
     segments: Any = None
+    deeper: tuple[StepBatch, ...] = ()
+
+    def of_group(self, index: int) -> StepBatch:
+        """The step in the pages of a cache group."""
+        return self.deeper[index - 1] if index else self
 
 
 @jax.tree_util.register_dataclass
@@ -80,6 +86,7 @@ class PagedKV:
         observed: per layer, what eviction will look at (a `sparsity.seen.Seen`), or None.
         implementation: which backend serves the operations; None picks the best.
         selector: what decode rows read (a `sparsity.selector.Selector`); None reads all pages.
+        group: of the first layers; `deeper` are those of the layers after them, where they have tables of their own.
     """
 
     pools: tuple[Pools, ...]
@@ -92,6 +99,15 @@ class PagedKV:
     implementation: Implementation = field(default=None, metadata={"static": True})
     selector: Any = field(default=None, metadata={"static": True})
     handed: Any = None
+    deeper: tuple[CacheGroup, ...] = field(default=(), metadata={"static": True})
+
+    @property
+    def groups(self) -> tuple[CacheGroup, ...]:
+        return (self.group, *self.deeper)
+
+    def group_of(self, layer: int) -> int:
+        """Index of the cache group of a layer."""
+        return next(index for index, group in enumerate(self.groups) if layer in group.layers)
 
     def planned(self, batch: StepBatch) -> StepBatch:
         """`batch` with what every layer would otherwise work out for itself; dense pages need nothing."""
@@ -114,7 +130,7 @@ class PagedKV:
 
         What a query sees depends on its position only: every token at or before it (inside the window).
         """
-        layout, observed = self.group.layout, self.observed[layer]
+        layout, observed, batch = self.group.layout, self.observed[layer], batch.of_group(self.group_of(layer))
         pools = layout.write(
             self.pools[layer], rotate(k), v, batch.page_ids, batch.offsets, self.implementation
         )
@@ -139,12 +155,17 @@ class PagedKV:
             out = jnp.concatenate([out, chunk])
         return out, self._with_layer(layer, pools, bounds, reused, observed, handed)
 
-    def copy_pages(self, source: Int[Array, " C"], target: Int[Array, " C"]) -> PagedKV:
-        """Copies whole pages in every layer, ``source[i] -> target[i]``; pairs of page 0 are padding."""
+    def copy_pages(self, source: Int[Array, "Gr C"], target: Int[Array, "Gr C"]) -> PagedKV:
+        """Copies whole pages of each group, ``source[g, i] -> target[g, i]``; pairs of page 0 are padding."""
+        at = [self.group_of(layer) for layer in range(len(self.pools))]
         return replace(
             self,
-            pools=tuple(self.group.layout.copy(pools, source, target) for pools in self.pools),
-            bounds=tuple(None if b is None else b.at[target].set(b[source]) for b in self.bounds),
+            pools=tuple(
+                self.group.layout.copy(pools, source[g], target[g]) for g, pools in zip(at, self.pools, strict=True)
+            ),
+            bounds=tuple(
+                None if b is None else b.at[target[g]].set(b[source[g]]) for g, b in zip(at, self.bounds, strict=True)
+            ),
         )
 
     def plain_pages(

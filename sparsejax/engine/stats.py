@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sparsejax.cache.group import CacheGroup
 from sparsejax.engine.core import EngineCore
 from sparsejax.engine.reads import recall_stats
 
@@ -10,11 +11,12 @@ def engine_stats(core: EngineCore) -> dict[str, int | float]:
     """Live pages and bytes, queue lengths and totals since start. Idle pages are free ones that the prefix cache uses
     until somebody needs them."""
     scheduler, runner = core.scheduler, core.runner
-    allocator = scheduler.allocator
-    group = runner.state.kv.group
+    allocators, groups = scheduler.allocators, runner.state.kv.groups
+    whole = CacheGroup.of_all(groups)
+    live = sum(each.num_live * group.page_bytes for each, group in zip(allocators, groups, strict=True))
 
     def read_bytes(which: str, queries: str = "decode_queries") -> int:
-        return group.read_bytes(core.counters[f"decode_tiles_{which}"], core.counters[queries])
+        return whole.read_bytes(core.counters[f"decode_tiles_{which}"], core.counters[queries])
 
     return {
         "num_running": len(scheduler.running),
@@ -35,11 +37,11 @@ def engine_stats(core: EngineCore) -> dict[str, int | float]:
         "budgets_widened": core.counters["budgets_widened"],
         "budgets_dropped": core.counters["budgets_dropped"],
         **recall_stats(core.counters),
-        "kv_live_pages": allocator.num_live,
-        "kv_free_pages": allocator.num_free,
-        "kv_idle_pages": allocator.num_idle,
-        "kv_live_bytes": allocator.num_live * group.page_bytes + len(scheduler.running) * group.row_bytes,
-        "kv_page_bytes": group.page_bytes,
+        "kv_live_pages": sum(each.num_live for each in allocators),
+        "kv_free_pages": sum(each.num_free for each in allocators),
+        "kv_idle_pages": sum(each.num_idle for each in allocators),
+        "kv_live_bytes": live + len(scheduler.running) * whole.row_bytes,
+        "kv_page_bytes": whole.page_bytes,
         "compiles": runner.programs.num_compiles,
         "compiles_after_warmup": runner.programs.num_compiles - runner.programs.num_warm,
         "compile_seconds": runner.programs.compile_seconds,
