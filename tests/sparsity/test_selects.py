@@ -79,7 +79,7 @@ def test_a_budget_that_covers_the_sequence_is_dense(engine, dense, name):
             [entry[token].logprob for token, entry in zip(out.token_ids, out.logprobs, strict=True)]
             for out in (ours, theirs)
         )
-        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+        np.testing.assert_allclose(ours, theirs, atol=3e-5)
 
 
 def test_every_policy_gives_in_any_batch_what_it_gives_alone(engine, alone):
