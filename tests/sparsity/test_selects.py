@@ -164,7 +164,7 @@ def test_undeclared_and_unknown_policies_are_refused():
             with pytest.raises(RequestError, match=message) as caught:
                 engine.generate([1, 2], SamplingParams(sparsity=bad))
             assert caught.value.parameter == "sparsity"
-        engine.generate([1, 2], SamplingParams(sparsity="dense", max_tokens=2))
+        engine.generate([1, 2], dataclasses.replace(GREEDY, sparsity="dense"))
     for bad in (dict(budget=0), dict(budget=1.5), dict(sink=-1), dict(budgt=3), dict(recent=1.0)):
         with pytest.raises(ConfigError):
             SparsityConfig.preset("quest", **bad)
