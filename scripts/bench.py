@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import sys
 
-from benchmarks import blocks, bounds, decode, http_overhead, serve, start, steps
+from benchmarks import blocks, bounds, decode, http_overhead, overload, serve, start, steps
 
 COMMANDS = {
     "http": http_overhead,
+    "overload": overload,
     "serve": serve,
     "steps": steps,
     "start": start,

@@ -5,6 +5,7 @@ Numbers are read when they are asked for; nothing is counted twice and nothing i
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from itertools import accumulate
 
@@ -24,7 +25,16 @@ GAUGES = {
     "kv_live_bytes": "KV bytes in use.",
     "kv_page_bytes": "Bytes of a KV page over all layers.",
 }
-"""What of `Engine.stats` goes up and down; everything else in it only grows."""
+"""What of `Engine.stats` goes up and down, beside `MEASURED` and `KV_BYTES`; everything else in it only grows."""
+
+MEASURED = re.compile(r"recall_layer_\d+|(host|disk)_kv_live_pages|kv_page_\w+_seconds")
+"""Means, sizes and costs that need no text of their own."""
+
+KV_BYTES = (
+    ("kv_tier_bytes", "tier", "KV bytes in use.", re.compile(r"(?:(host|disk)_)?kv_live_bytes"), "device"),
+    ("kv_codec_bytes", "codec", "Bytes of KV pages in use on the device.", re.compile(r"kv_codec_(\w+)_bytes"), ""),
+)
+"""Metric, its label, text, what of `Engine.stats` it collects with the label's value, and the value of no match."""
 
 SHARES = (
     ("budget_cap_ratio", "Lists of `top_p` that fill their budget.", "lists_at_budget", "lists_by_top_p"),
@@ -107,12 +117,17 @@ class Metrics:
 
     def _engine_metrics(self, stats: dict[str, int | float]) -> Iterator[Metric]:
         for name, value in stats.items():
-            layer = name.removeprefix("recall_layer_")
-            text = GAUGES.get(name) if layer == name else f"Attention that selections captured in layer {layer}, mean."
-            if text:
+            if name in GAUGES or MEASURED.fullmatch(name):
+                text = GAUGES.get(name, f"Engine gauge {name}.")
                 yield self._one(GaugeMetricFamily, f"sparsejax:{name}", text, value)
-            else:
+            elif not any(pattern.fullmatch(name) for *_, pattern, _ in KV_BYTES):
                 yield self._one(CounterMetricFamily, f"sparsejax:{name}", f"Engine counter {name}.", value)
+        for metric, label, text, pattern, default in KV_BYTES:
+            family = GaugeMetricFamily(f"sparsejax:{metric}", text, labels=[*self._labels, label])
+            for name, value in stats.items():
+                if found := pattern.fullmatch(name):
+                    family.add_metric([*self._labels.values(), found[1] or default], value)
+            yield family
         pages = stats["kv_live_pages"] + stats["kv_free_pages"]
         usage = stats["kv_live_pages"] / max(pages, 1)
         held, read = stats["decode_held_bytes"], stats["decode_read_bytes"]
