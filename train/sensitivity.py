@@ -50,16 +50,16 @@ def sensitivities(
     shape = (length, cfg.num_kv_heads, 2, cfg.head_dim)
     nothing = (jnp.zeros(shape, model.dtype),) * cfg.num_layers
 
-    def surprise(offsets: tuple[Array, ...], row: Array, key: Array) -> Array:
+    def surprise(offsets: tuple[Array, ...], params: Any, row: Array, key: Array) -> Array:
         batch = SimpleNamespace(tokens=row, positions=jnp.arange(length, dtype=jnp.int32))
-        hidden, _ = decoder.apply({"params": model.params}, batch, Moved(dense, offsets))
-        logits = decoder.apply({"params": model.params}, hidden, method="logits")
+        hidden, _ = decoder.apply({"params": params}, batch, Moved(dense, offsets))
+        logits = decoder.apply({"params": params}, hidden, method="logits")
         drawn = jax.random.categorical(key, jax.lax.stop_gradient(logits))
         return -jnp.take_along_axis(jax.nn.log_softmax(logits), drawn[:, None], axis=1).sum()
 
     @jax.jit
-    def moments(row: Array, key: Array) -> dict[str, Array]:
-        slopes = jax.grad(surprise)(nothing, row, key)
+    def moments(params: Any, row: Array, key: Array) -> dict[str, Array]:
+        slopes = jax.grad(surprise)(nothing, params, row, key)
         found = {}
         for layer in layers:
             x = vectors(slopes[layer][:, :, 0], slopes[layer][:, :, 1], groups).astype(jnp.float32)
@@ -67,7 +67,7 @@ def sensitivities(
         return found
 
     keys = jax.random.split(jax.random.key(seed), len(tokens))
-    parts = [moments(jnp.asarray(row), key) for row, key in zip(tokens, keys, strict=True)]
+    parts = [moments(model.params, jnp.asarray(row), key) for row, key in zip(tokens, keys, strict=True)]
     return jax.tree.map(lambda *found: sum(found) / len(found), *parts)
 
 
