@@ -63,8 +63,7 @@ class CodedKV(PagedKV):
         codes, bounds, count = self.pools[layer][0], self.bounds[layer], batch.decode.lengths.shape[0]
         opened, scratch, filled = self._write(layer, k, v, batch)
         # A pool that is read before its last write would be copied: all writes come first.
-        for pages in filled:
-            codes = self._seal(layer, codes, pages, batch)
+        codes = self._seal(layer, codes, filled, batch)
         if bounds is not None:
             for pages in filled:
                 bounds = layout.sealed.bounds(bounds, codes, pages.targets, pages.count, self.implementation)
@@ -130,10 +129,12 @@ class CodedKV(PagedKV):
         filled.append(Filled.of(full, opened, batch.decode.page_ids, own, batch.page_ids[:count], *at))
         return opened, scratch, filled
 
-    def _seal(self, layer: int, codes: Codes, pages: Filled, batch: StepBatch) -> Codes:
+    def _seal(self, layer: int, codes: Codes, filled: list[Filled], batch: StepBatch) -> Codes:
         """The codes with what a step fills."""
-        lists = pages.sources, pages.targets, pages.count
-        return self.layout_of(layer).sealed.seal(codes, pages.raw, *lists, self.implementation)
+        for pages in filled:
+            lists = pages.sources, pages.targets, pages.count
+            codes = self.layout_of(layer).sealed.seal(codes, pages.raw, *lists, self.implementation)
+        return codes
 
     def _view(self, layer: int, codes: Codes, opened: Pools, batch: StepBatch) -> CodedPages:
         """What the decode rows read."""
@@ -169,6 +170,14 @@ class Filled(NamedTuple):
         """Those that are `full`, first and in their order."""
         order = jnp.argsort(~full)
         return cls(raw, tables, full.sum(dtype=jnp.int32), *(one[order] for one in lists))
+
+    def join(self, other: Filled) -> Filled:
+        """These and others, out of one pool."""
+        full = [jnp.arange(len(one.sources)) < one.count for one in (self, other)]
+        raw = jax.tree.map(lambda *pools: jnp.concatenate(pools), self.raw, other.raw)
+        shifted = other._replace(sources=other.sources + len(self.raw[0]), rows=other.rows + len(self.tables))
+        lists = (jnp.concatenate(pair) for pair in zip(self[3:], shifted[3:], strict=True))
+        return Filled.of(jnp.concatenate(full), raw, jnp.concatenate([self.tables, other.tables]), *lists)
 
 
 def own_pages(batch: StepBatch) -> Int[Array, " B"]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -59,10 +60,11 @@ class LatentKV(CodedKV):
         )
         return replace(self, pools=tuple(pools), bounds=bounds)
 
-    def _seal(self, layer: int, codes: DeltaPools, pages: Filled, batch: StepBatch) -> DeltaPools:
+    def _seal(self, layer: int, codes: DeltaPools, filled: list[Filled], batch: StepBatch) -> DeltaPools:
         layout = self.layout_of(layer)
         if not layout.latent:
-            return super()._seal(layer, codes, pages, batch)
+            return super()._seal(layer, codes, filled, batch)
+        pages = functools.reduce(Filled.join, filled)  # a second loop over the pools would copy them
         lists = (pages.sources, pages.targets, pages.tables, pages.rows, pages.logical, pages.count)
         return layout.sealed.seal(codes, batch.compressor[layer], pages.raw, *lists, self.implementation)
 
