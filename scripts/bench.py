@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from benchmarks import bounds, decode, http_overhead, serve, start, steps
+from benchmarks import bounds, decode, http_overhead, serve, start, steps, tiers
 
 COMMANDS = {
     "http": http_overhead,
@@ -14,6 +14,7 @@ COMMANDS = {
     "start": start,
     "decode": decode,
     "bounds": bounds,
+    "tiers": tiers,
 }
 
 

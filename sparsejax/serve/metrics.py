@@ -23,6 +23,14 @@ GAUGES = {
     "kv_idle_pages": "KV pages that nobody reads and the prefix cache keeps until they are needed.",
     "kv_live_bytes": "KV bytes in use.",
     "kv_page_bytes": "Bytes of a KV page over all layers.",
+    "host_kv_live_pages": "KV pages in main memory.",
+    "host_kv_live_bytes": "KV bytes in main memory.",
+    "disk_kv_live_pages": "KV pages on the disk.",
+    "disk_kv_live_bytes": "KV bytes on the disk.",
+    "kv_page_host_seconds": "Seconds to read a KV page from main memory, a running mean.",
+    "kv_page_disk_seconds": "Seconds to read a KV page from the disk, a running mean.",
+    "kv_page_load_seconds": "Seconds to hand a KV page to the device, a running mean.",
+    "kv_page_compute_seconds": "Seconds to compute a KV page of a prompt, a running mean.",
 }
 """What of `Engine.stats` goes up and down; everything else in it only grows."""
 
@@ -113,6 +121,12 @@ class Metrics:
                 yield self._one(GaugeMetricFamily, f"sparsejax:{name}", text, value)
             else:
                 yield self._one(CounterMetricFamily, f"sparsejax:{name}", f"Engine counter {name}.", value)
+        labels = [*self._labels, "component"]
+        memory = GaugeMetricFamily("sparsejax:memory_bytes", "Bytes by component, in every tier.", labels=labels)
+        for name, size in self._service.memory().items():
+            if name != "total":
+                memory.add_metric([*self._labels.values(), name], size)
+        yield memory
         pages = stats["kv_live_pages"] + stats["kv_free_pages"]
         usage = stats["kv_live_pages"] / max(pages, 1)
         held, read = stats["decode_held_bytes"], stats["decode_read_bytes"]
