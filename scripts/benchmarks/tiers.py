@@ -17,6 +17,7 @@ from typing import Any
 
 from benchmarks import random_model, store
 
+M21 = random_model.Shape("m21", hidden=512, layers=4, heads=8, kv_heads=4, head_dim=64, ffn=1536, vocab=8000)
 TIMES = 4
 """Bytes of all documents over those of the pool."""
 QUESTION = 16
@@ -35,9 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    path = random_model.write(random_model.M124, "bfloat16", args.model_cache)
+    path = random_model.write(M21, "bfloat16", args.model_cache)
     rng = random.Random(0)
-    vocab = random_model.M124.vocab
+    vocab = M21.vocab
     documents = [[rng.randrange(vocab) for _ in range(args.tokens)] for _ in range(args.documents)]
     with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as other:
         engines = make_engines(path, args, Path(one), Path(other))
@@ -46,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"{name:24} {found['seconds']:.2f} s a round, {found['prompt_tokens_per_second']:.0f} prompt tokens/s")
     if args.out:
         workload = {"documents": args.documents, "tokens": args.tokens, "rounds": args.rounds, "times": TIMES}
-        written = {**store.head(), "model": "m124 bfloat16", "workload": workload, "modes": results}
+        written = {**store.head(), "model": "m21 bfloat16", "workload": workload, "modes": results}
         args.out.write_text(json.dumps(written, indent=1) + "\n")
     return 0
 
