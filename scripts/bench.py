@@ -5,15 +5,17 @@ from __future__ import annotations
 import argparse
 import sys
 
-from benchmarks import bounds, decode, http_overhead, serve, start, steps, tiers
+from benchmarks import blocks, bounds, decode, http_overhead, overload, serve, start, steps, tiers
 
 COMMANDS = {
     "http": http_overhead,
+    "overload": overload,
     "serve": serve,
     "steps": steps,
     "start": start,
     "decode": decode,
     "bounds": bounds,
+    "blocks": blocks,
     "tiers": tiers,
 }
 

@@ -156,7 +156,7 @@ class Trainer:
         chosen = rng.integers(0, len(self.tokens), self.settings.rows)
         return jnp.asarray(self.tokens[chosen]), jnp.asarray(self.weights[chosen])
 
-    def run(self, *, until: int | None = None, report_every: int = 20) -> None:
+    def run(self, *, until: int | None = None, report_every: int = 10) -> None:
         """Trains to step `until`, or to the end, writing ``log.csv`` and checkpoints at every report.
 
         At the end of a stage the parameters are its best ones.

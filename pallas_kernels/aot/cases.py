@@ -199,10 +199,8 @@ def cases() -> Iterator[Case]:
         for dtype, size in itertools.product(STORED[op], SOME if op == "quantized_prefill_attention" else product):
             yield Case(op, dtype, *size)
         yield Case(op, STORED[op][0], 128, 32, OPTIONS, per_head=True)
-    for codec, size in itertools.product(CODECS, product):
-        yield Case("open_pages", codec, *size)
-    for codec, size in itertools.product(CODECS, SOME):
-        yield Case("quantize_pages", codec, *size)
+    for op, codec, size in itertools.product(("open_pages", "quantize_pages"), CODECS, SOME):
+        yield Case(op, codec, *size)
     for dtype, size in itertools.product(DTYPES, SOME):
         yield Case("page_bounds", dtype, *size)
     for dtype, head_dim in itertools.product(DTYPES, HEAD_DIMS):  # page sizes do not matter to bounds

@@ -104,8 +104,9 @@ def mass(q, norms, pools, ids, work: Work, lists: int, spec: Spec, *, interpret=
     rounds * M, 1], of so many lists.
 
     `pools` are the keys and, where they are coded, their scales; tokens of a block are then in the order of
-    `coded.place_of`. `ids` as `chunked_ids` makes them. The programs of `work` are ordered by KV head where each has its own list, then
-    by item. What lies in no block that a program reads is 0 where its list has a program, else unwritten.
+    `coded.place_of`. `ids` as `chunked_ids` makes them. The programs of `work` are ordered by KV head where each has
+    its own list, then by item. What lies in no block that a program reads is 0 where its list has a program, else
+    unwritten.
     """
     items, _, rows, lanes = q.shape
     entries = ids.shape[1] * ids.shape[3]

@@ -1,7 +1,7 @@
 """Work on whole pages, listed as sources and targets, on TPU: `pallas_kernels.moves.in_blocks` as a kernel.
 
-One program per listed page. Pages come and go by the pipeline of Pallas, the next one while this one is transformed; the
-pools that are written are the same arrays as those given.
+One program per listed page. Pages come and go by the pipeline of Pallas, the next one while this one is transformed;
+the pools that are written are the same arrays as those given.
 """
 
 from __future__ import annotations

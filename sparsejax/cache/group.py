@@ -36,6 +36,12 @@ class CacheGroup:
         return sum(layout.page_bytes for layout in self.layouts)
 
     @property
+    def codec_bytes(self) -> dict[str, int]:
+        """`page_bytes` by the codec of the layers."""
+        codecs = sorted({layout.codec for layout in self.layouts})
+        return {codec: sum(one.page_bytes for one in self.layouts if one.codec == codec) for codec in codecs}
+
+    @property
     def fixed_bytes(self) -> int:
         """Bytes of the pools besides the pages."""
         return sum(layout.fixed_bytes for layout in self.layouts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -41,6 +42,7 @@ class DenseLayout:
     dtype: np.dtype
     lanes: int
     num_pools: int = 2
+    codec: ClassVar[str] = "dense"
 
     @classmethod
     def plain(
@@ -133,6 +135,11 @@ class CodedLayout:
     def latent(self) -> bool:
         """Whether sealed pages are DeltaKV latents, of which nothing can be read without the rest of the row."""
         return isinstance(self.sealed, DeltaPages)
+
+    @property
+    def codec(self) -> str:
+        """The name of what stores sealed pages."""
+        return "deltakv" if self.latent else self.sealed.codec
 
     @property
     def num_pages(self) -> int:

@@ -43,6 +43,7 @@ def engine_stats(core: EngineCore) -> dict[str, int | float]:
         "kv_free_pages": allocator.num_free,
         "kv_idle_pages": allocator.num_idle,
         "kv_live_bytes": allocator.num_live * group.page_bytes + len(scheduler.running) * group.row_bytes,
+        **{f"kv_codec_{codec}_bytes": allocator.num_live * size for codec, size in group.codec_bytes.items()},
         "kv_page_bytes": group.page_bytes,
         **(core.tiers.stats() if core.tiers else {}),
         "compiles": runner.programs.num_compiles,

@@ -147,7 +147,8 @@ class Watched:
         full = jnp.where(jnp.arange(1, shape.num_pages + 1) * shape.layout.page_size <= k.shape[0], shape.page_ids(), 0)
         bounds = self.selector.seal_pages(self.selector.initial_bounds(shape.layout), pools, full)
         options = shape.options(layer) | {"implementation": None}
-        _, _, handed = self.selector.read(layer, q, DensePages(*pools), bounds, batch, None, self.handed, options)
+        empty = self.selector.initial_carried(rows, shape.layout)
+        _, _, handed = self.selector.read(layer, q, DensePages(*pools), bounds, batch, empty, self.handed, options)
         place = jnp.arange(handed.lists.ids.shape[2])
         listed = jnp.where(place < handed.lists.counts[..., None], handed.lists.ids, shape.num_pages)
         pages = jnp.zeros((rows, listed.shape[1], shape.num_pages), bool)
@@ -167,4 +168,5 @@ def decode_batch(shape: Shape, tokens: Array, start: int, policy: Any) -> StepBa
     positions = start + jnp.arange(len(tokens))
     page, offset = jnp.divmod(positions, shape.layout.page_size)
     page_ids = jnp.broadcast_to(shape.page_ids(), (len(tokens), shape.num_pages))
-    return StepBatch(tokens, positions, 1 + page, offset, Rows(page_ids, positions + 1), policy=policy)
+    rows = jnp.arange(len(tokens))
+    return StepBatch(tokens, positions, 1 + page, offset, Rows(page_ids, positions + 1), rows=rows, policy=policy)

@@ -5,6 +5,7 @@ Numbers are read when they are asked for; nothing is counted twice and nothing i
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from itertools import accumulate
 
@@ -23,16 +24,17 @@ GAUGES = {
     "kv_idle_pages": "KV pages that nobody reads and the prefix cache keeps until they are needed.",
     "kv_live_bytes": "KV bytes in use.",
     "kv_page_bytes": "Bytes of a KV page over all layers.",
-    "host_kv_live_pages": "KV pages in main memory.",
-    "host_kv_live_bytes": "KV bytes in main memory.",
-    "disk_kv_live_pages": "KV pages on the disk.",
-    "disk_kv_live_bytes": "KV bytes on the disk.",
-    "kv_page_host_seconds": "Seconds to read a KV page from main memory, a running mean.",
-    "kv_page_disk_seconds": "Seconds to read a KV page from the disk, a running mean.",
-    "kv_page_load_seconds": "Seconds to hand a KV page to the device, a running mean.",
-    "kv_page_compute_seconds": "Seconds to compute a KV page of a prompt, a running mean.",
 }
-"""What of `Engine.stats` goes up and down; everything else in it only grows."""
+"""What of `Engine.stats` goes up and down, beside `MEASURED` and `KV_BYTES`; everything else in it only grows."""
+
+MEASURED = re.compile(r"recall_layer_\d+|(host|disk)_kv_live_pages|kv_page_\w+_seconds")
+"""Means, sizes and costs that need no text of their own."""
+
+KV_BYTES = (
+    ("kv_tier_bytes", "tier", "KV bytes in use.", re.compile(r"(?:(host|disk)_)?kv_live_bytes"), "device"),
+    ("kv_codec_bytes", "codec", "Bytes of KV pages in use on the device.", re.compile(r"kv_codec_(\w+)_bytes"), ""),
+)
+"""Metric, its label, text, what of `Engine.stats` it collects with the label's value, and the value of no match."""
 
 SHARES = (
     ("budget_cap_ratio", "Lists of `top_p` that fill their budget.", "lists_at_budget", "lists_by_top_p"),
@@ -115,12 +117,17 @@ class Metrics:
 
     def _engine_metrics(self, stats: dict[str, int | float]) -> Iterator[Metric]:
         for name, value in stats.items():
-            layer = name.removeprefix("recall_layer_")
-            text = GAUGES.get(name) if layer == name else f"Attention that selections captured in layer {layer}, mean."
-            if text:
+            if name in GAUGES or MEASURED.fullmatch(name):
+                text = GAUGES.get(name, f"Engine gauge {name}.")
                 yield self._one(GaugeMetricFamily, f"sparsejax:{name}", text, value)
-            else:
+            elif not any(pattern.fullmatch(name) for *_, pattern, _ in KV_BYTES):
                 yield self._one(CounterMetricFamily, f"sparsejax:{name}", f"Engine counter {name}.", value)
+        for metric, label, text, pattern, default in KV_BYTES:
+            family = GaugeMetricFamily(f"sparsejax:{metric}", text, labels=[*self._labels, label])
+            for name, value in stats.items():
+                if found := pattern.fullmatch(name):
+                    family.add_metric([*self._labels.values(), found[1] or default], value)
+            yield family
         labels = [*self._labels, "component"]
         memory = GaugeMetricFamily("sparsejax:memory_bytes", "Bytes by component, in every tier.", labels=labels)
         for name, size in self._service.memory().items():

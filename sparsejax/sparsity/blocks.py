@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 import pallas_kernels
 from sparsejax.sparsity.rows import PolicyRows
@@ -86,6 +86,15 @@ class Blocks:
             logical_ids=logical,
             counts=counts * self.size - short,
         )
+
+
+def pays(policy: PolicyRows, listed: Int[Array, " B"], size: int) -> Bool[Array, " B"]:
+    """Whether blocks and candidates are less than half of what scoring every page of rows of `listed` pages takes.
+
+    At equal numbers two levels take longer: two selections, and candidates that differ by KV head.
+    """
+    scored = -(-listed // size) + policy.blocks * size
+    return (policy.blocks > 0) & (2 * scored < listed)
 
 
 def ends(policy: PolicyRows, listed: Int[Array, " B"], size: int) -> tuple[Array, Array, Array]:

@@ -39,7 +39,8 @@ class SparsityConfig:
         top_p: read the fewest pages whose estimated attention probability reaches this share of what is not
             pinned, `budget` at most (after Lin et al., Twilight, arXiv 2502.02770). 1 reads the whole budget.
         block: pages of a block whose bounds are scored first: then only the pages of the best blocks are, and pages
-            whose blocks score low go unseen. 0 scores every page. One size for all policies of an engine.
+            whose blocks score low go unseen. Rows for which that does not halve what is scored score every page, and
+            0 always does. One size for all policies of an engine.
         candidates: pages in the best blocks, as a multiple of the pages to select.
         filter_layers: layers that select; the layers after each of them reuse its list, those before the first
             read everything. ``"auto"`` takes those that were measured for the model (`sparsejax calibrate`), or

@@ -14,7 +14,7 @@ from sparsejax.cache.layout import CodedLayout, DenseLayout, Pools
 from sparsejax.cache.paged import StepBatch
 from sparsejax.cache.views import CodedPages, DensePages, LatentPages
 from sparsejax.errors import ConfigError
-from sparsejax.sparsity.blocks import Blocks, ends
+from sparsejax.sparsity.blocks import Blocks, ends, pays
 from sparsejax.sparsity.choice import candidates, choose
 from sparsejax.sparsity.kinds import ALL, Select
 from sparsejax.sparsity.lists import Carried, Lists
@@ -202,7 +202,7 @@ class Selector:
             return choose(query, policy, rows, self.selects, self.heads, self.width).where(rows, lists)
 
         if blocks is not None:
-            at, narrow = batch.rows, due & (policy.blocks > 0)
+            at, narrow = batch.rows, due & pays(policy, listed, blocks.size)
             due &= ~narrow
 
             def in_blocks(blocks: Blocks) -> tuple[Lists, Blocks]:

@@ -53,6 +53,13 @@ def tiny_engine(model: LoadedModel | None = None, tokenizer: Any = None, **overr
     return Engine.from_loaded(model or tiny_model(), tokenizer, **{**defaults, **overrides})
 
 
+def warm_greedy(engine: Engine) -> Engine:
+    """`engine` with its programs of greedy steps compiled, where a test asks for nothing else: fewer than half."""
+    runner = engine.core.runner
+    runner.warm([key for key in runner.table.keys() if key.greedy])
+    return engine
+
+
 def text_engine(**overrides: Any) -> Engine:
     """A tiny model of random weights that writes the embedded model's tokens: any bytes, at any speed of a test."""
     tokenizer = load_tokenizer(EMBEDDED)

@@ -66,6 +66,14 @@ def test_the_table_keeps_the_sections_of_other_devices():
     assert report.merged(both, {"c": "other"}).count("## ") == 2
 
 
+def test_the_table_keeps_the_lines_of_other_cases():
+    first = report.merged("", {"d": report.table([report.Line("a", "d", REPORT), report.Line("b", "d", REPORT)])})
+    again = report.merged(first, {"d": report.table([report.Line("b", "d", declined="float32")])})
+    assert "| a | 200 | 8 | 1.2 |" in again and "| b |  |  |  | XLA: float32 |" in again and again.count("| b ") == 1
+    back = report.merged(again, {"d": report.table([report.Line("b", "d", REPORT)])})
+    assert "| b | 200 | 8 | 1.2 |" in back
+
+
 def test_the_summary_counts_cases_and_gives_the_most_of_each_resource():
     lines = [report.Line("a", "d", REPORT), report.Line("b", "d", declined="float32"), report.Line("c", "d", error="E")]
     document = report.merged("", {"d: op": report.table(lines)})

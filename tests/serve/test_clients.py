@@ -112,6 +112,7 @@ test_split: test
 output_type: multiple_choice
 doc_to_text: "{{question}}"
 doc_to_choice: "{{choices}}"
+target_delimiter: ""
 doc_to_target: answer
 metric_list: [{metric: acc}]
 """

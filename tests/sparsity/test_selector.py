@@ -16,10 +16,10 @@ from sparsejax.cache.views import DensePages
 from sparsejax.sparsity.lists import Lists
 from sparsejax.sparsity.policy import ALL_PAGES, Role, SparsityConfig
 from sparsejax.sparsity.rows import PolicyRows, pack_policy
-from sparsejax.sparsity.selector import Selector
+from sparsejax.sparsity.selector import Handed, Selector
 from tests.sparsity import select_oracle
 
-HEADS, KV_HEADS, DIM, SIZE, PAGES, LAYERS = 4, 2, 8, 4, 12, 3
+HEADS, KV_HEADS, DIM, SIZE, PAGES, LAYERS = 4, 2, 8, 4, 26, 3
 OPTIONS = dict(window=None, soft_cap=None, implementation=None)
 KEYS = jnp.asarray(np.random.default_rng(3).standard_normal((PAGES + 1, KV_HEADS, SIZE, DIM)).astype(np.float32))
 IDS = jnp.arange(1, PAGES + 1, dtype=jnp.int32)[None]
@@ -38,7 +38,7 @@ class Layers:
         every = jnp.arange(PAGES + 1, dtype=jnp.int32)
         self.bounds = jax.jit(pallas_kernels.page_bounds)(jnp.zeros((PAGES + 1, KV_HEADS, 2 * DIM)), KEYS, every)
 
-    @functools.partial(jax.jit, static_argnums=(0, 1))
+    @functools.partial(jax.jit, static_argnums=0)
     def _read(self, layer, q, length, carried, handed):
         nothing = jnp.zeros(1, jnp.int32)
         batch = StepBatch(*[nothing] * 4, Rows(IDS, length), rows=nothing, policy=self.policy)
@@ -46,7 +46,8 @@ class Layers:
 
     def step(self, length: int, seed: int):
         """Outputs and lists of every layer for random queries of a row of `length` tokens."""
-        rng, handed, seen = np.random.default_rng(seed), None, []
+        rng, seen = np.random.default_rng(seed), []
+        handed = Handed.first(Lists.empty(1, self.selector.heads, self.selector.width), LAYERS)
         for layer in range(LAYERS):
             q = 3 * rng.standard_normal((1, HEADS, DIM)).astype(np.float32)
             length_ = np.asarray([length], np.int32)
@@ -86,28 +87,29 @@ def blocks_oracle(q, length, block, wanted) -> list[list[int]]:
 
 @pytest.mark.parametrize("interval", [1, 3])
 def test_of_pages_in_the_best_blocks_the_best_are_read(interval):
-    layers = Layers(budget=20, block=2, candidates=1, interval=interval)
+    layers = Layers(budget=20, block=4, candidates=1, interval=interval)
     assert layers.selector.blocks == 1 + 1 + 2  # sinks, candidates, recents that may begin within a block
-    for length in range(37, 49):
+    for length in range(97, 105):
         seen, _ = layers.step(length, length)
-        if interval > 1 and length % interval != 1 and length > 37:
+        if interval > 1 and length % interval != 1 and length > 97:
             continue
         count = -(-length // SIZE)
         for q, _, lists in seen:
             scores = select_oracle.quest_bounds(q[0].astype(np.float64), np.asarray(KEYS[1:], np.float64))
             room = 5 if interval == 1 else 4
-            for head, left in enumerate(blocks_oracle(q[0], length, 2, 1)):
+            for head, left in enumerate(blocks_oracle(q[0], length, 4, 1)):
                 few = np.where(np.isin(np.arange(PAGES), left), scores[head], -np.inf)
                 assert lists[head] == select_oracle.best(few, count, room, 1, 2, 1.0), (length, head)
 
 
-def test_blocks_that_hold_all_candidates_change_nothing():
-    plain, blocks = Layers(budget=20), Layers(budget=20, block=2, candidates=6)
-    for length in (44, 45, 46, 48):
+def test_a_row_that_blocks_do_not_spare_half_of_the_scores_has_none():
+    plain, blocks = Layers(budget=20), Layers(budget=20, block=4, candidates=1)
+    for length in (44, 45, 60):  # 15 pages: 4 blocks and 4 candidates
         both = (one.step(length, length)[0] for one in (blocks, plain))
         for (_, ours, lists), (_, theirs, wanted) in zip(*both, strict=True):
             assert lists == wanted
             np.testing.assert_allclose(ours, theirs, atol=1e-6)
+    assert all(int(carried.blocks.made.sum()) == 0 for carried in blocks.carried)
 
 
 def test_lists_that_a_top_p_fills_are_counted():

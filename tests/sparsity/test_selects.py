@@ -13,9 +13,9 @@ from sparsejax.errors import ConfigError, RequestError
 from sparsejax.sparsity.kinds import Select
 from sparsejax.sparsity.policy import SparsityConfig
 from tests.engine.in_place import assert_in_place
-from tests.engine.models import random_prompts, tiny_engine
+from tests.engine.models import random_prompts, tiny_engine, warm_greedy
 
-PROMPTS = random_prompts(5, (3, 150, 40, 230, 90))
+PROMPTS = random_prompts(5, (3, 310, 40, 230, 90))
 GREEDY = SamplingParams(temperature=0.0, max_tokens=16, ignore_eos=True, logprobs=0)
 
 
@@ -30,7 +30,7 @@ POLICIES = {
     "strided": SparsityConfig(select="strided", stride=2),
     "quest, top_p": SparsityConfig(select="quest", top_p=0.3),
     "quest, interval": SparsityConfig(select="quest", interval=3),
-    "quest, blocks": SparsityConfig(select="quest", block=2, candidates=2),
+    "quest, blocks": SparsityConfig(select="quest", block=4, candidates=1),
     "quest, dense layer": SparsityConfig(select="quest", dense_layers=1),
     "omnikv": SparsityConfig(select="omnikv", filter_layers=(0,)),
     "turbo": SparsityConfig(select="quest", filter_layers=(0,), interval=4),
@@ -50,8 +50,8 @@ def tokens(outputs):
 @pytest.fixture(scope="module")
 def engine():
     settings = dict(max_num_seqs=4, max_num_batched_tokens=32, num_decode_steps=2)
-    with tiny_engine(sparsity=tuple(POLICIES.values()), warmup="full", **settings) as engine:
-        yield engine
+    with tiny_engine(sparsity=tuple(POLICIES.values()), **settings) as engine:
+        yield warm_greedy(engine)
 
 
 @pytest.fixture(scope="module")
