@@ -26,6 +26,7 @@ from sparsejax.engine.tiers import make_tiers
 from sparsejax.errors import CapacityError, ConfigError
 from sparsejax.models.config import DecoderConfig
 from sparsejax.models.loader import LoadedModel, load_model
+from sparsejax.models.streaming import stream
 from sparsejax.models.tokenizer import has_tokenizer, load_tokenizer
 from sparsejax.sparsity.calibration import read_filters, with_filters
 from sparsejax.sparsity.eviction import Keep, bands
@@ -57,7 +58,8 @@ def build_core(config: EngineConfig, model: LoadedModel | None = None, tokenizer
     """
     use_compile_cache(config.compile_cache_path())
     if model is None:
-        model = load_model(config.model, config.dtype, progress=sys.stderr.isatty())
+        place = (lambda path, array: array) if config.weight_memory_bytes else None
+        model = load_model(config.model, config.dtype, progress=sys.stderr.isatty(), place=place)
     if tokenizer is None and config.tokenizer is not None:
         tokenizer = load_tokenizer(config.tokenizer)
     elif tokenizer is None and model.path is not None and has_tokenizer(model.path):
@@ -76,6 +78,8 @@ def build_core(config: EngineConfig, model: LoadedModel | None = None, tokenizer
         plan = Plan.of(compressor.grid, shapes, model.config.num_layers, policies[0].filter_codec)
         settled = functools.partial(SparsityConfig.within, filters=plan.filter_layers)
     policies = tuple(map(settled, policies))
+    if config.weight_memory_bytes:
+        model = stream(model, config.weight_memory_bytes)
     if plan is None:
         shape = (model.config, config.page_size, model.dtype, 1, platform)
         whole = make_group(*shape, codec=codec, num_rows=table.max_rows)

@@ -263,6 +263,7 @@ class EngineCore:
         for sequence in plan.decode:
             self._fork(sequence)
         self.counters["steps"] += 1
+        self.counters["passes"] += plan.num_steps
         self.counters["computed_tokens"] += plan.num_tokens
         self.timings.step_tokens.add(plan.num_tokens)
         queries = len(plan.decode) * plan.num_steps

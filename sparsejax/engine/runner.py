@@ -23,6 +23,7 @@ from sparsejax.engine.step import COMPRESSOR, StepKey, StepOutputs, StepShape
 from sparsejax.engine.table import StepTable
 from sparsejax.models.decoder import Decoder
 from sparsejax.models.loader import LoadedModel
+from sparsejax.models.streaming import STREAMED, streamed_layers
 from sparsejax.sparsity.evictor import Evictor
 from sparsejax.sparsity.selector import Selector
 
@@ -61,7 +62,7 @@ class Runner:
         self.params = model.params if compressor is None else model.params | {COMPRESSOR: compressor.layers}
         self.evictor = evictor
         self.table = table
-        decoder = Decoder(model.config, model.dtype)
+        decoder = Decoder(model.config, model.dtype, streamed_layers(model.params, model.config.num_layers))
         self.spare_row = table.max_rows
         page_size, num_groups = groups[0].layout.page_size, len(groups)
         self.max_entries = num_groups * (2 * table.max_rows + table.max_chunk // page_size + 1)
@@ -86,7 +87,14 @@ class Runner:
         total = sum(leaf.nbytes for leaf in jax.tree.leaves(self.params))
         codec = sum(leaf.nbytes for leaf in jax.tree.leaves(self.params.get(COMPRESSOR)))
         extra = {COMPRESSOR: codec} if codec else {}
-        return {"weights": total - codec, **extra, **state_bytes(self.state)}
+        if self.streamed_bytes:
+            extra["host_weights"] = self.streamed_bytes
+        return {"weights": total - codec - self.streamed_bytes, **extra, **state_bytes(self.state)}
+
+    @property
+    def streamed_bytes(self) -> int:
+        """Of the weights in main memory: each pass through the model copies all of them to the device."""
+        return sum(leaf.nbytes for leaf in jax.tree.leaves(self.params.get(STREAMED)))
 
     def warm(self, keys: list[StepKey], progress: Any = list) -> None:
         """Compiles the step programs `keys` and the small programs beside them."""

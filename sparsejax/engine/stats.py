@@ -34,6 +34,7 @@ def engine_stats(core: EngineCore) -> dict[str, int | float]:
         "prefix_cache_queries": core.counters["prefix_cache_queries"],
         "prefix_cache_hits": core.counters["prefix_cache_hits"],
         "steps": core.counters["steps"],
+        "streamed_weight_bytes": core.counters["passes"] * runner.streamed_bytes,
         "decode_dense_bytes": read_bytes("dense", "decode_queries_dense"),
         "decode_queries": core.counters["decode_queries"],
         "decode_held_bytes": read_bytes("held"),
