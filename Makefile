@@ -1,7 +1,7 @@
 # `make demo` and `make test` do all their own set-up. `make help` lists the rest.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-slow test-aot bench lint oracle protos clean install
+.PHONY: help demo test test-slow test-aot test-ray test-clients bench lint oracle protos clean install
 
 VENV ?= .venv
 PY := $(VENV)/bin/python
@@ -13,7 +13,7 @@ BENCH_ARGS ?=
 ORACLE_ARGS ?=
 
 help:  ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 demo: $(VENV)/.core  ## serve real prompts with the model inside the package
 	@$(VENV)/bin/sparsejax demo
@@ -26,6 +26,12 @@ test-slow: $(VENV)/.test  ## the long sweeps
 
 test-aot: $(VENV)/.aot  ## compile the kernels for GPU and TPU without owning either (large download)
 	@$(PY) -m pytest -m aot $(PYTEST_ARGS)
+
+test-ray: $(VENV)/.ray  ## replicas on a real Ray cluster of this machine
+	@$(PY) -m pytest -m ray $(PYTEST_ARGS)
+
+test-clients: $(VENV)/.clients  ## other people's clients against the servers: LangChain, LiteLLM, lm-eval, smg
+	@$(PY) -m pytest -m clients $(PYTEST_ARGS)
 
 bench: $(VENV)/.core  ## the serving benchmark; also against transformers once `make oracle` has run
 	@$(PY) scripts/bench.py serve $(if $(wildcard $(ORACLE)/.stamp),--peer transformers) $(BENCH_ARGS)
@@ -67,6 +73,11 @@ $(VENV)/.test: pyproject.toml constraints.txt | $(PY)
 $(VENV)/.aot: $(VENV)/.test
 	@echo "Installing the GPU and TPU compilers into $(VENV) (several GB, first time only)"
 	@$(PY) $(PIP) --editable ".[test,aot]"
+	@touch $@
+
+$(VENV)/.ray $(VENV)/.clients: $(VENV)/.%: $(VENV)/.test
+	@echo "Installing the packages of the extra $* into $(VENV) (hundreds of MB, first time only)"
+	@$(PY) $(PIP) --editable ".[test,$*]"
 	@touch $@
 
 $(ORACLE)/.stamp: scripts/oracle_requirements.txt

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pallas_kernels.attention_mass.api import attention_mass
 from pallas_kernels.deltakv_decode_attention.api import deltakv_decode_attention
 from pallas_kernels.deltakv_encode.api import deltakv_encode
+from pallas_kernels.deltakv_prefill_attention.api import deltakv_prefill_attention
 from pallas_kernels.dispatch import Declined, NoImplementation, explain
 from pallas_kernels.kv_write.api import kv_write
 from pallas_kernels.open_pages.api import open_pages
@@ -28,6 +29,7 @@ __all__ = [
     "attention_mass",
     "deltakv_decode_attention",
     "deltakv_encode",
+    "deltakv_prefill_attention",
     "explain",
     "kv_write",
     "merge_partials",

@@ -15,7 +15,7 @@ from jax import lax
 from jaxtyping import Array
 
 from pallas_kernels.groups import HIDDEN
-from pallas_kernels.pages import LARGE, SMALL, Pages, batched, block_of
+from pallas_kernels.pages import FEW, LARGE, Pages, batched, block_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,8 +53,6 @@ def over_blocks[Carry](
     count = pages.counts[row]  # [Kl]
     last_seen = positions if queries.last is None else queries.last
     newest, oldest = last_seen.max(), positions[0] if queries.anchor is None else queries.anchor
-    # Pages that every query sees to their ends.
-    common = (last_seen[0] + 1) // pages.page_size if queries.anchor is None else queries.anchor // pages.page_size
     bound = None if pages.window is None else oldest - pages.window + 1
     first, last = _page_range(pages, row, count, newest, bound)
 
@@ -65,9 +63,9 @@ def over_blocks[Carry](
         scores = jnp.where(seen, scores, HIDDEN)
         return body(Block(entry[0], len(entry), ids, scores, seen, live), carry)
 
-    def whole(size: int, i: Array, carry: Carry) -> Carry:
+    def whole(size: int, start: Array, i: Array, carry: Carry) -> Carry:
         """A block that every query sees to its last token: only padding is masked."""
-        entry = i * size + jnp.arange(size)
+        entry = start + i * size + jnp.arange(size)
         slots = (count.shape[0], size * pages.page_size)
         seen = jnp.broadcast_to((positions >= 0)[:, None], (slots[0], len(positions), slots[1]))
         return block(entry, _entries(pages.page_ids, row, entry), seen, jnp.ones(slots, bool), carry)
@@ -84,19 +82,25 @@ def over_blocks[Carry](
         if pages.window is not None:
             live &= slot >= bound
             seen &= slot[:, None] > positions[:, None] - pages.window
-        return block(entry, ids, seen, live, carry)
+        # Made once: fused into what reads the tiles, XLA works out the masks for every number of a tile.
+        return block(entry, ids, *lax.optimization_barrier((seen, live)), carry)
 
-    large, small = block_of(LARGE, pages.page_size), block_of(SMALL, pages.page_size)
-    start, larges = first // small * small, 0
-    if large <= pages.page_ids.shape[2]:
-        if pages.window is None and pages.logical_ids is None:
-            larges = jnp.minimum(count.min(), common) // large
-            carry = lax.fori_loop(0, larges, functools.partial(whole, large), carry)
-        else:
-            end = last if queries.anchor is None or pages.logical_ids is not None else common
-            larges = jnp.maximum(end - start, 0) // large
-            carry = lax.fori_loop(0, larges, functools.partial(masked, large, start), carry)
-    start += larges * large
+    # A loop leaves what is partly seen, or too short for its blocks, to those that follow.
+    plain = pages.window is None and pages.logical_ids is None
+    common = last_seen[0] if queries.anchor is None else queries.anchor - 1  # what every query sees
+    full = _wholly_seen(pages, row, count, common) if pages.window is None else None
+    medium, small = (block_of(tokens, pages.page_size) for tokens in pages.blocks)
+    stages = [(whole, medium, full) if plain else (masked, medium, last)]
+    if pages.window is not None and queries.anchor is not None:
+        stages = [(masked, medium, queries.anchor // pages.page_size)]
+    if pages.window is None and q.shape[1] <= FEW:
+        stages.insert(0, (whole, block_of(LARGE, pages.page_size), full))
+    start = first // small * small
+    for run, size, end in stages:
+        if size <= pages.page_ids.shape[2]:
+            blocks = jnp.maximum(end - start, 0) // size
+            carry = lax.fori_loop(0, blocks, functools.partial(run, size, start), carry)
+            start += blocks * size
     smalls = (jnp.maximum(last - start, 0) + small - 1) // small
     return lax.fori_loop(0, smalls, functools.partial(masked, small, start), carry)
 
@@ -175,6 +179,16 @@ def _page_range(
     if before is None:
         return jnp.zeros_like(last), last
     return (listed & (logical < before)).sum(-1).min(), last
+
+
+def _wholly_seen(pages: Pages, row: Array, count: Array, oldest: Array) -> Array:
+    """How many first entries of every list of the row lie before the end of the page of `oldest`, or end with it."""
+    before = (oldest + 1) // pages.page_size
+    if pages.logical_ids is None:
+        return jnp.minimum(count.min(), before)
+    logical = pages.logical_ids[row]
+    listed = jnp.arange(logical.shape[1]) < count[:, None]
+    return (listed & (logical < before)).sum(-1).min()
 
 
 def _entries(lists: Array, row: Array, entry: Array) -> Array:

@@ -11,10 +11,15 @@ from jaxtyping import Array
 
 from pallas_kernels import codes, layouts
 
-# Tokens of a block: large ones for speed, small ones for the rest of a row. Measured on two cores without other
-# load (H 12, K 4, D 64, bfloat16, ms per layer) for 512 and 64, 256 and 64, 256 and 32, 128 and 32:
-# 16 decode rows of 600 tokens 3.5, 4.0, 1.8, 2.1; a chunk of 496 tokens at 1000 11.3, 7.5, 8.1, 7.3.
-LARGE, SMALL = 256, 32
+# Tokens of a block. Measured on two cores without other load (H 12, K 4, D 64, bfloat16, ms per layer) for medium
+# and small ones of 512 and 64, 256 and 64, 256 and 32, 128 and 32: 16 decode rows of 600 tokens 3.5, 4.0, 1.8, 2.1; a
+# chunk of 496 tokens at 1000 11.3, 7.5, 8.1, 7.3. Large ones serve few queries: 14.4 against 17.8 ms for 4 rows of
+# 16384 tokens on a busy machine.
+LARGE, MEDIUM, SMALL = 1024, 256, 32
+# Of lists of selected pages, which end in the open one and so in a block with a mask: 1.9 against 3.3 ms for 4 rows of
+# 2048 of 16384 tokens.
+LISTED_MEDIUM, LISTED_SMALL = 512, 128
+FEW = 16  # queries of a KV head
 
 
 def block_of(tokens: int, page_size: int) -> int:
@@ -51,7 +56,8 @@ class Pages:
     ) -> Pages:
         """Pads the lists to whole small blocks, so that a block never has to be shifted to fit."""
         size = k_pages.shape[2] if scales is None else codes.page_size(k_pages)
-        padding = ((0, 0), (0, 0), (0, -page_ids.shape[2] % block_of(SMALL, size)))
+        small = SMALL if logical_ids is None else LISTED_SMALL
+        padding = ((0, 0), (0, 0), (0, -page_ids.shape[2] % block_of(small, size)))
         if logical_ids is not None:
             logical_ids = jnp.pad(logical_ids, padding)
         page_ids = jnp.pad(page_ids, padding)
@@ -62,6 +68,11 @@ class Pages:
         """Tokens of a page."""
         return self.k_pages.shape[2] if self.scales is None else codes.page_size(self.k_pages)
 
+    @property
+    def blocks(self) -> tuple[int, int]:
+        """Tokens of medium and of small blocks."""
+        return (MEDIUM, SMALL) if self.logical_ids is None else (LISTED_MEDIUM, LISTED_SMALL)
+
     def dtype(self, q: Array) -> Any:
         """What keys, values and the queries [K, M, D] are multiplied in.
 
@@ -69,7 +80,7 @@ class Pages:
         of 16384 tokens (H 12, K 4, D 64), and the bfloat16 product of a single query takes a path ten times
         slower still.
         """
-        if q.shape[1] <= 16:
+        if q.shape[1] <= FEW:
             return jnp.float32
         return self.k_pages.dtype if self.scales is None else q.dtype
 

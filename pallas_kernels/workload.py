@@ -74,10 +74,10 @@ class Workload:
             "window_scores": self._q(self.rows, self.window) | keys | rows,
             "quantize_pages": coded | dense | moves | dim,
             "open_pages": dense | coded | moves | dim,
-            **self._deltakv(query | lists | {"lengths": _ints(self.rows)}),
+            **self._deltakv(query | lists | {"lengths": _ints(self.rows)}, chunk | starts),
         }
 
-    def _deltakv(self, query: Call) -> dict[str, Call]:
+    def _deltakv(self, query: Call, chunk: Call) -> dict[str, Call]:
         """One head group whose latent is as wide as its keys."""
         grid, width = Grid(page_size=self.page_size), 2 * self.kv_heads * self.head_dim
         latent = width // 2
@@ -88,9 +88,11 @@ class Workload:
         page = self._float(self.pages, self.kv_heads, self.page_size, self.head_dim)
         common = {"pools": pools, "weights": weights, "tables": _ints(self.rows, self.listed), "grid": grid}
         names = ("page_ids", "targets", "rows", "logical")
+        turned = {"frequencies": _floats(self.head_dim // 2)}
         return {
             "deltakv_encode": common | {"k_pages": page, "v_pages": page} | {n: _ints(self.sealed) for n in names},
-            "deltakv_decode_attention": query | common | {"frequencies": _floats(self.head_dim // 2)},
+            "deltakv_decode_attention": query | common | turned,
+            "deltakv_prefill_attention": chunk | common | turned | {"lengths": _ints(self.rows)},
         }
 
     def _float(self, *shape: int) -> jax.ShapeDtypeStruct:

@@ -5,16 +5,19 @@ from __future__ import annotations
 import argparse
 import sys
 
-from benchmarks import bounds, decode, http_overhead, prefix, serve, start, steps
+from benchmarks import blocks, bounds, decode, http_overhead, overload, prefix, serve, start, steps, tiers
 
 COMMANDS = {
     "http": http_overhead,
+    "overload": overload,
     "serve": serve,
     "steps": steps,
     "start": start,
     "decode": decode,
     "bounds": bounds,
     "prefix": prefix,
+    "blocks": blocks,
+    "tiers": tiers,
 }
 
 

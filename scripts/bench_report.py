@@ -1,8 +1,9 @@
 """Writes the benchmark tables and pictures of README.md (or other files) from stored JSON, between markers.
 
 A marker pair is ``<!-- KIND:NAME.json DTYPE -->`` and ``<!-- /bench -->``; NAME.json lies in docs/results. Kinds are
-the tables ``bench``, ``decode`` (of a dtype), ``bounds``, ``prefix``, ``accuracy`` (of several ``NAME.json,NAME.json``) and
-``policies``, and ``chart``, the picture NAME.svg. What was not measured yet says so.
+the tables ``bench``, ``decode`` (of a dtype), ``bounds``, ``blocks``, ``overload``, ``tiers``, ``prefix`` and those of
+`benchmarks.evaluation.TABLES` (of several ``NAME.json,NAME.json``), and ``chart``, the picture NAME.svg. What was not
+measured yet says so.
 `--check` changes nothing and fails where a file differs from its results.
 """
 
@@ -14,23 +15,26 @@ import re
 import sys
 from pathlib import Path
 
-from benchmarks import bounds, prefix
+from benchmarks import blocks, bounds, overload, prefix, tiers
 from benchmarks.chart import caption, serve_chart
 from benchmarks.decode_report import decode_table
-from benchmarks.evaluation import accuracy_table, policy_table
+from benchmarks.evaluation import TABLES
 from benchmarks.report import serve_table
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path("docs/results")
 PAGES = (
     *("README.md", "docs/benchmarks.md", "docs/methods.md", "docs/evaluation.md", "docs/keeps.md"),
-    "docs/prefix_cache.md",
+    *("docs/serving.md", "docs/memory_hierarchy.md", "docs/prefix_cache.md"),
     "sparsejax/models/embedded/README.md",
 )
-KINDS = "bench|chart|decode|bounds|prefix|accuracy|policies"
+PLAIN = {
+    **{"bounds": bounds.table, "blocks": blocks.table, "overload": overload.table},
+    **{"prefix": prefix.table, "tiers": tiers.table},
+}
+KINDS = "|".join(["bench", "chart", "decode", *PLAIN, *TABLES])
 MARKED = re.compile(rf"(<!-- ({KINDS}):(\S+)(?: (\w+))? -->\n).*?(<!-- /bench -->)", re.S)
 BY_DTYPE = {"bench": serve_table, "decode": decode_table}
-PLAIN = {"bounds": bounds.table, "prefix": prefix.table}
 MISSING = "Not measured yet.\n"
 
 
@@ -40,7 +44,7 @@ def rewrite(source: Path, root: Path) -> dict[Path, str]:
 
     def part(match: re.Match) -> str:
         kind, name, dtype = match[2], match[3], match[4]
-        if kind in ("accuracy", "policies"):
+        if kind in TABLES:
             return f"{match[1]}{evaluation(kind, [root / RESULTS / one for one in name.split(',')])}{match[5]}"
         path = root / RESULTS / name
         stored = json.loads(path.read_text()) if path.exists() else {"dtypes": {}}
@@ -62,11 +66,9 @@ def rewrite(source: Path, root: Path) -> dict[Path, str]:
 
 
 def evaluation(kind: str, paths: list[Path]) -> str:
-    """A table of evaluations; those of `policies` are of one file."""
+    """A table of stored evaluations."""
     stored = [json.loads(path.read_text()) for path in paths if path.exists()]
-    if len(stored) < len(paths):
-        return MISSING
-    return accuracy_table(stored) if kind == "accuracy" else policy_table(stored[0])
+    return MISSING if len(stored) < len(paths) else TABLES[kind](stored)
 
 
 def main() -> int:

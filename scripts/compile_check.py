@@ -47,15 +47,14 @@ def main(arguments: list[str] | None = None) -> int:
             problems += _show(seen, f"compiling for {device}")
             section = report.table(list(lines))
             print(section)
-            if chosen == [c for c in cases() if c.op == op]:
-                _write(options.table, f"{device}: {op}", section)
+            _write(options.table, f"{device}: {op}", section)
     for problem in problems:
         print(f"FAILED {problem}", file=sys.stderr)
     return 1 if problems else 0
 
 
 def _write(table: Path, title: str, section: str) -> None:
-    """Puts a section into the table, as soon as an op is through, and what it comes to into the page of kernels."""
+    """Puts the lines of an op into the table, as soon as it is through, and their sum into the page of kernels."""
     table.parent.mkdir(parents=True, exist_ok=True)
     before = table.read_text() if table.exists() else ""
     table.write_text(report.merged(before, {title: section}))
@@ -80,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--match", default="", help="regular expression that a case's name must contain")
     parser.add_argument("--device", default="", help="regular expression that a device's name must contain")
     parser.add_argument("--sample", action="store_true", help="a few cases that cover every value of every axis")
-    parser.add_argument("--table", type=Path, default=TABLE, help="where the sections of whole ops are written")
+    parser.add_argument("--table", type=Path, default=TABLE, help="where the lines go")
     return parser
 
 

@@ -4,9 +4,9 @@
     python scripts/gpu_suite.py --tiny   # the same cases, small, on whatever JAX finds
 
 Three stages: every op against float64 on fresh random inputs whose spare pages hold NaN; time and bandwidth of
-attention beside XLA gather, cuDNN and torch, and of what scores pages beside XLA, as a share of the copy bandwidth
-of the same run; a decode step at the shapes of Llama-3-8B. A case that fails, crashes or hangs is recorded and the
-others run. Exits with 1 if one failed.
+attention beside XLA gather, cuDNN and torch, and of what scores, chooses, codes and opens pages beside XLA, as a share
+of the copy bandwidth of the same run; a decode step at the shapes of Llama-3-8B. A table says which goals
+were reached. A case that fails, crashes or hangs is recorded and the others run. Exits with 1 if one failed.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def _supervise(options: argparse.Namespace) -> int:
         "took_s": round(time.time() - start, 1),
         "cases": found,
     }
-    print(report.table(found))
+    print(report.table(found), report.goals(found), sep="\n\n")
     path = options.output or report.default_path(found, ROOT)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=1) + "\n")

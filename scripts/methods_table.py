@@ -26,6 +26,7 @@ PARAMETERS = {
     "`filter_layers`": {"filter_layers": "auto"},
     "`interval`": {"interval": 4},
     "`dense_layers`": {"dense_layers": 2},
+    "`block`": {"block": 8},
 }
 
 

@@ -34,6 +34,8 @@ class EngineConfig:
         kv_memory_bytes: bytes of the KV pools; None sizes them from ``memory_utilization``.
         memory_utilization: share of device memory that weights and pools may take (on CPU: share of the
             memory that is free at start, and never more than ``max_num_seqs`` full sequences need).
+        weight_memory_bytes: device memory for weights; layers that it does not hold stay in main memory and are copied
+            to the device ahead of use, in every step. None holds all.
         max_num_seqs: most sequences that run at once.
         max_num_batched_tokens: most tokens one step computes; prefill is chunked to fit.
         num_decode_steps: decode steps done in one device call when nothing waits; 1 turns this off.
@@ -44,6 +46,11 @@ class EngineConfig:
             begins with the same tokens starts from them, with the same results as without.
         cache_outputs: keep pages of generated tokens too, so that the next turn of a chat starts after the last answer.
             Decode steps round differently than prompts are read, so results may then depend on what is cached.
+        host_kv_bytes: main memory for full pages that the device has no room for; they come back where that is faster
+            than computing them again.
+        disk_kv_path: directory for pages that main memory has no room for; the next engine of the same model on it
+            starts with them. One engine at a time.
+        disk_kv_bytes: most bytes that these take on the disk.
         warmup: ``"full"`` compiles every step program before the constructor returns, ``"lazy"`` those that
             a first request needs, ``"none"`` each at its first use.
         compile_cache_dir: where compiled programs persist; ``""`` turns the cache off.
@@ -58,6 +65,7 @@ class EngineConfig:
     page_size: int = 32
     kv_memory_bytes: int | None = None
     memory_utilization: float = 0.9
+    weight_memory_bytes: int | None = None
     max_num_seqs: int = 16
     max_num_batched_tokens: int = 512
     num_decode_steps: int = 4
@@ -83,7 +91,7 @@ class EngineConfig:
         declared(self.sparsity)
         for name in ("max_num_seqs", "max_num_batched_tokens", "num_decode_steps"):
             _integer(name, getattr(self, name), minimum=1)
-        for name in ("max_model_len", "kv_memory_bytes"):
+        for name in ("max_model_len", "kv_memory_bytes", "weight_memory_bytes"):
             if getattr(self, name) is not None:
                 _integer(name, getattr(self, name), minimum=1)
         _integer("seed", self.seed)
@@ -97,13 +105,27 @@ class EngineConfig:
                 f"{self.max_num_seqs}, so that a prompt can advance while every other sequence decodes: "
                 f"raise it to at least {self.max_num_seqs + 1}, or lower max_num_seqs."
             )
+        self._check_tiers()
         self._refuse_unbuilt()
+
+    def _check_tiers(self) -> None:
+        for name in ("host_kv_bytes", "disk_kv_bytes"):
+            _integer(name, getattr(self, name), minimum=0)
+        if self.disk_kv_path is not None and not isinstance(self.disk_kv_path, str):
+            raise ConfigError(f"disk_kv_path={self.disk_kv_path!r} must be a path as text, or None.")
+        if (self.disk_kv_path is None) != (self.disk_kv_bytes == 0):
+            raise ConfigError(
+                f"disk_kv_path={self.disk_kv_path!r} and disk_kv_bytes={self.disk_kv_bytes}: a disk tier needs both, "
+                "a directory and how many bytes it may take; leave both out for none."
+            )
+        if (self.host_kv_bytes or self.disk_kv_path) and not self.enable_prefix_caching:
+            raise ConfigError(
+                "host_kv_bytes and disk_kv_path hold pages of the prefix cache, which enable_prefix_caching=False "
+                "turns off: turn it on, or leave them out."
+            )
 
     def _refuse_unbuilt(self) -> None:
         for name in (
-            "host_kv_bytes",
-            "disk_kv_path",
-            "disk_kv_bytes",
             "tensor_parallel_size",
             "pipeline_parallel_size",
             "quantization",

@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ("cli", "evaluation", "serve", "engine", "sparsity", "cache", "models", "parallel")
 NO_JAX = (
     *("engine/scheduler.py", "engine/sequence.py", "cache/allocator.py"),
+    *(f"cache/tiers/{name}.py" for name in ("record", "host", "disk", "store")),
     *("config.py", "errors.py", "sparsity/policy.py", "sparsity/kinds.py", "sparsity/valid.py"),
 )
 

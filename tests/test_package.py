@@ -13,7 +13,7 @@ import sparsejax
 
 ROOT = Path(__file__).resolve().parent.parent
 
-HEAVY = ("jax", "flax", "transformers", "torch", "numpy", "grpc", "fastapi", "ray", "rocksdict")
+HEAVY = ("jax", "flax", "transformers", "torch", "numpy", "grpc", "fastapi", "ray", "xxhash")
 
 
 def modules_after(statement: str) -> set[str]:
@@ -31,7 +31,7 @@ def test_import_is_light():
 def test_engine_needs_no_extra():
     """The engine imports with the optional packages hidden."""
     hide = (
-        "import sys\nfor m in ('grpc','fastapi','uvicorn','ray','rocksdict','torch','llguidance','pytest'):"
+        "import sys\nfor m in ('grpc','fastapi','uvicorn','ray','xxhash','torch','llguidance','pytest'):"
     )
     modules_after(f"{hide}\n    sys.modules[m] = None\nfrom sparsejax import *")
 

@@ -26,10 +26,10 @@ from train.history import CompressedHistory
 VISIBILITIES = ("dense", "sealed", "raw_prompt")
 
 
-@functools.partial(jax.jit, static_argnames=("config", "dtype", "grid", "sink", "codec"))
-def _right(config, dtype, grid, sink, codec, params, layers, tokens, first, last, raw_until):  # noqa: ANN001
+@functools.partial(jax.jit, static_argnames=("config", "dtype", "grid", "codec"))
+def _right(config, dtype, grid, codec, params, layers, tokens, first, last, raw_until):  # noqa: ANN001
     """Whether tokens first + 1 .. last of a sequence [n] are each predicted, and how many of them are."""
-    history = CompressedHistory(layers, raw_until[None], grid, len(tokens), sink, codec)
+    history = CompressedHistory(layers, raw_until[None], grid, len(tokens), codec)
     place = jnp.arange(len(tokens), dtype=jnp.int32)
     decoder = Decoder(config, dtype)
     hidden, _ = decoder.apply({"params": params}, SimpleNamespace(tokens=tokens, positions=place), history)
@@ -47,7 +47,6 @@ def exact_answers(
     grid: Grid,
     visibility: str,
     *,
-    sink: int = 4,
     filter_codec: str = "int8",
 ) -> list[bool]:
     """One outcome per request of the cell, by teacher forcing; see the module."""
@@ -61,7 +60,7 @@ def exact_answers(
         last = len(request.token_ids) + len(reply) - 1
         tokens[: last + 1] = [*request.token_ids, *reply]
         raw_until = {"dense": length, "sealed": 0, "raw_prompt": request.compress_at}[visibility]
-        settings = (model.config, model.dtype, grid, sink, filter_codec)
+        settings = (model.config, model.dtype, grid, filter_codec)
         scalars = (np.int32(len(request.token_ids) - 1), np.int32(last), np.int32(raw_until))
         outcomes.append(bool(_right(*settings, model.params, tuple(layers), tokens, *scalars)))
     return outcomes

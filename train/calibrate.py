@@ -1,17 +1,14 @@
-"""What needs no gradients: g refitted on rounded latents, latent widths under a budget, filter layers by coverage."""
+"""What needs no gradients: g refitted on rounded latents, and latent widths under a budget."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
-import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Float
 
 from pallas_kernels.deltakv import Grid, Weights
 from sparsejax.errors import ConfigError
-from train.compressor import Pairs, latents
+from train.pairs import Pairs, latents
 
 
 def refitted(weights: Weights, pairs: Pairs, grid: Grid, ridge: float = 1e-4) -> Weights:
@@ -48,37 +45,3 @@ def widths(errors: dict[int, Sequence[float]], choices: Sequence[int], budget: i
         layer = max(steps, key=lambda step: (step[0], -step[1]))[1]
         used += choices[at[layer] + 1] - choices[at[layer]]
         at[layer] += 1
-
-
-def top_tokens(
-    q: Float[Array, "H D"], keys: Float[Array, "n K D"], count: int
-) -> np.ndarray:
-    """The `count` tokens with the largest probability in any head, rotated queries and keys."""
-    grouped = q.reshape(keys.shape[1], -1, q.shape[1])
-    scores = jnp.einsum("kgd,nkd->kgn", grouped, keys) * q.shape[1] ** -0.5
-    return np.asarray(jax.lax.top_k(jax.nn.softmax(scores).max((0, 1)), count)[1])
-
-
-def coverage(chosen: np.ndarray) -> Float[np.ndarray, "L L"]:
-    """Share of layer j's tokens that layer i has chosen too, over probes; `chosen` [probes, L, count]."""
-    layers = chosen.shape[1]
-    shares = [
-        [[np.isin(probe[j], probe[i]).mean() for j in range(layers)] for i in range(layers)] for probe in chosen
-    ]
-    return np.mean(shares, axis=0)
-
-
-def filter_layers(share: np.ndarray, count: int, always: Collection[int] = (0,)) -> tuple[int, ...]:
-    """`count` layers, those of `always` among them, chosen greedily for the largest coverage of the layers after each
-    by the nearest filter layer before."""
-
-    def total(filters: set[int]) -> float:
-        return sum(share[max(f for f in filters if f <= j), j] for j in range(len(share)) if j not in filters)
-
-    if 0 not in always or count < len(set(always)):
-        raise ConfigError(f"layer 0 must always filter, and {count} must be at least the {len(set(always))} given")
-    filters = set(always)
-    while len(filters) < min(count, len(share)):
-        # A filter layer reads all tokens itself: it counts as covered.
-        filters.add(max(set(range(len(share))) - filters, key=lambda f: total(filters | {f}) + 1))
-    return tuple(sorted(filters))

@@ -1,7 +1,7 @@
 """The whole chain on one checkpoint: ``python -m train.deltakv --out runs/deltakv``.
 
-Collects keys and values, trains a compressor, refits g on rounded latents, exports it, and prints which answers the
-model still gives when it reads compressed history: untrained, trained, and trained with g refitted.
+Collects keys and values, trains a compressor, exports it, and prints which answers the model still gives when it reads
+compressed history: untrained (principal components), that with g refitted on rounded latents, and trained.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 from pallas_kernels.deltakv import Grid, Weights
 from sparsejax.cache.codecs.compressor import Compressor, fingerprint, save_compressor
-from sparsejax.cache.codecs.deltakv import Plan, cache_bytes
+from sparsejax.cache.plan import Plan, cache_bytes
 from sparsejax.evaluation.suite import make_cell
 from sparsejax.models.loader import LoadedModel, load_model
 from sparsejax.models.tokenizer import load_tokenizer
@@ -27,10 +27,9 @@ CASES = ("niah_multikey_dense", "kv_dense", "niah_multikey_dense_later", "kv_den
 
 
 def compressors(trainer: Trainer, start: Mapping[str, Weights]) -> dict[str, dict[str, Weights]]:
-    """Weights by name of layer: untrained, trained, and with g refitted."""
-    grid = trainer.settings.grid
-    again = {name: refitted(weights, trainer.pairs[name], grid) for name, weights in trainer.params.items()}
-    return {"untrained": dict(start), "trained": trainer.params, "trained, g refitted": again}
+    """Weights by name of layer: untrained, that with g refitted, and trained."""
+    again = {name: refitted(one, trainer.pairs[name], trainer.settings.grid) for name, one in start.items()}
+    return {"untrained": dict(start), "untrained, g refitted": again, "trained": trainer.params}
 
 
 def table(
@@ -44,7 +43,7 @@ def table(
             layers = [params.get(str(i)) for i in range(model.config.num_layers)]
             first = name == next(iter(made))
             for visibility in ("dense", "sealed", "raw_prompt") if first else ("sealed", "raw_prompt"):
-                options = {"sink": settings.sink, "filter_codec": settings.filter_codec}
+                options = {"filter_codec": settings.filter_codec}
                 right = exact_answers(model, tokenizer, cell, layers, settings.grid, visibility, **options)
                 label = "none" if visibility == "dense" else name
                 rows.append(
@@ -66,9 +65,10 @@ def main() -> None:
     parser.add_argument("--inner", type=int, default=128, help="width inside f")
     parser.add_argument("--neighbours", type=int, default=4, help="references that a token's base averages")
     parser.add_argument("--filter-layers", type=int, nargs="+", default=[0])
-    parser.add_argument("--filter-codec", default="int8", choices=("int8", "int4"))
+    parser.add_argument("--filter-codec", default="int4", choices=("int8", "int4"))
     parser.add_argument("--layer-steps", type=int, default=200)
     parser.add_argument("--model-steps", type=int, default=0)
+    parser.add_argument("--refit", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--cases", nargs="+", default=list(CASES))
     parser.add_argument("--eval-length", type=int, default=512)
     parser.add_argument("--samples", type=int, default=16)
@@ -85,6 +85,7 @@ def main() -> None:
         filter_codec=args.filter_codec,
         layer_steps=args.layer_steps,
         model_steps=args.model_steps,
+        refit=args.refit,
     )
     data = load_layers(out / "kv")
     start = Trainer(model, settings, out / "start", data).params
@@ -92,9 +93,9 @@ def main() -> None:
     trainer.run()
     draw(out / "log.csv", out / "loss.svg")
     made = compressors(trainer, start)
-    final = Compressor(settings.grid, {int(name): weights for name, weights in made["trained, g refitted"].items()})
+    final = Compressor(settings.grid, {int(name): weights for name, weights in made["trained"].items()})
     save_compressor(out / "export", final, model.config, fingerprint(model.params))
-    plan = Plan(settings.grid, settings.latent, settings.filter_layers, settings.filter_codec, sink=settings.sink)
+    plan = Plan(settings.grid, settings.latent, settings.filter_layers, settings.filter_codec)
     held = cache_bytes(model.config, plan, 131072)
     share = held["total"] / held["dense"]
     print(f"{100 * share:.1f}% of the bytes of bfloat16 pages at 131072 tokens", flush=True)

@@ -58,14 +58,12 @@ class CompressedHistory:
         raw_until: for each sequence, queries before this position read everything raw (``raw_prompt``: the prompt's
             length; ``sealed``: 0).
         losses: relative errors of the sparse layers so far.
-        sink: first tokens that are read raw always.
     """
 
     layers: tuple[Weights | None, ...]
     raw_until: Int[Array, " B"]
     grid: Grid = dataclasses.field(metadata={"static": True})
     length: int = dataclasses.field(metadata={"static": True})
-    sink: int = dataclasses.field(default=4, metadata={"static": True})
     filter_codec: str = dataclasses.field(default="int8", metadata={"static": True})
     losses: tuple[Array, ...] = ()
 
@@ -86,7 +84,6 @@ class CompressedHistory:
             x = vectors(k, v, self.layers[layer]["g"].shape[0]).reshape(-1, n, *self._group_shape(layer))
             again = jax.vmap(lambda one: reconstructed(self.layers[layer], self.grid, one, k.shape[2]))(x)
             losses = (*losses, relative_error(again, x, k.shape[2]))
-            again = jnp.where(jnp.arange(n)[:, None, None] < self.sink, x, again)
             keys, values = halves(again.reshape(-1, *again.shape[2:]), heads)
             read = rotate(keys), values
         place = jnp.arange(n)
@@ -99,7 +96,7 @@ class CompressedHistory:
         return self.layers[layer]["g"].shape[:2]
 
     def _as_codes(self, k: Array, v: Array) -> tuple[Array, Array]:
-        """Keys per channel of a page, values per token; the open page and the sinks raw."""
+        """Keys per channel of a page, values per token; the open page raw."""
         size = self.grid.page_size
         whole = self.length // size * size
         if not whole:
@@ -109,7 +106,7 @@ class CompressedHistory:
             rows = values.reshape(-1, self.length, *values.shape[1:])
             pages = rows[:, :whole].reshape(len(rows), -1, size, *values.shape[1:]).swapaxes(2, 3)
             read = coded(pages, self.filter_codec, axis).swapaxes(2, 3).reshape(len(rows), whole, *values.shape[1:])
-            read = jnp.concatenate([rows[:, : self.sink], read[:, self.sink :], rows[:, whole:]], axis=1)
+            read = jnp.concatenate([read, rows[:, whole:]], axis=1)
             found.append(read.reshape(values.shape))
         return found[0], found[1]
 

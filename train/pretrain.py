@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import csv
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -148,12 +149,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--recipe", required=True, help="JSON recipe file")
     parser.add_argument("--out", required=True, help="folder for checkpoints and log.csv; an existing run goes on")
+    parser.add_argument("--seed", type=int, help="of weights and documents, instead of the recipe's")
     parser.add_argument("--until", type=int, help="stop after this step")
     parser.add_argument("--data-workers", type=int, default=0, help="processes that make batches ahead (for a GPU: 4)")
     parser.add_argument("--report-every", type=int, default=20)
     parser.add_argument("--save-every", type=int, default=200)
     args = parser.parse_args()
-    trainer = Trainer(load_recipe(args.recipe), args.out)
+    recipe = load_recipe(args.recipe)
+    trainer = Trainer(recipe if args.seed is None else replace(recipe, seed=args.seed), args.out)
     count = sum(x.size for x in jax.tree.leaves(trainer.params))
     print(f"{count:,} parameters on {len(jax.devices())} {jax.default_backend()} device(s)", flush=True)
     trainer.run(

@@ -145,16 +145,19 @@ def _mass(case: Case, target: Target):
     return (lambda *given: op(*given[:-1], scales=given[-1])), (*arguments, *scales)
 
 
-def _opened(case: Case, target: Target):
+def _moved(case: Case, target: Target):
     """As many listed pages as a chunk of a long row sees."""
-    dim, pages = case.head_dim, POOL_TOKENS // case.page
-    op = functools.partial(pallas_kernels.open_pages, implementation=target.BACKEND, head_dim=dim)
-    return (lambda *given: op(*given[:-1], count=given[-1])), (
-        *target.pools(pages, KV_HEADS, case.page, dim, jnp.bfloat16),
-        *target.coded_pools(pages, KV_HEADS, case.page, dim, case.dtype),
-        *(_shape(LISTED) for _ in range(2)),
-        _shape(),
-    )
+    dim, extents = case.head_dim, (POOL_TOKENS // case.page, KV_HEADS, case.page, case.head_dim)
+    dense = target.pools(*extents, DTYPES.get(case.dtype, jnp.bfloat16))
+    if case.op == "page_bounds":
+        width = -(-2 * dim // 128) * 128
+        pools = (_shape(extents[0], KV_HEADS, width, dtype=dense[0].dtype), dense[0])
+    else:
+        pools, coded = dense, target.coded_pools(*extents, case.dtype)
+        pools = (*dense, *coded) if case.op == "open_pages" else (*coded, *dense)
+    static = {} if case.op == "page_bounds" else {"head_dim": dim}
+    op = functools.partial(getattr(pallas_kernels, case.op), implementation=target.BACKEND, **static)
+    return (lambda *given: op(*given[:-1], count=given[-1])), (*pools, _shape(LISTED), _shape(LISTED), _shape())
 
 
 BUILDERS: dict[str, Callable[[Case, Target], tuple[Callable[..., Any], tuple[Any, ...]]]] = {
@@ -162,7 +165,9 @@ BUILDERS: dict[str, Callable[[Case, Target], tuple[Callable[..., Any], tuple[Any
     "paged_prefill_attention": _prefill,
     "quantized_decode_attention": _decode,
     "quantized_prefill_attention": _prefill,
-    "open_pages": _opened,
+    "open_pages": _moved,
+    "quantize_pages": _moved,
+    "page_bounds": _moved,
     "page_scores": _scores,
     "attention_mass": _mass,
     "window_scores": _mass,
@@ -183,19 +188,27 @@ MASSES = (
 )
 
 
+# Of what differs from another op in little: every head dim in pages of 32, and every page size with head dim 128.
+SOME = (*((dim, 32) for dim in HEAD_DIMS), *((128, page) for page in PAGES if page != 32))
+
+
 def cases() -> Iterator[Case]:
     """Every op x dtype or codec x head dim x page size, and the options once per op."""
+    product = tuple(itertools.product(HEAD_DIMS, PAGES))
     for op in STORED:
-        for dtype, head_dim, page in itertools.product(STORED[op], HEAD_DIMS, PAGES):
-            yield Case(op, dtype, head_dim, page)
+        for dtype, size in itertools.product(STORED[op], SOME if op == "quantized_prefill_attention" else product):
+            yield Case(op, dtype, *size)
         yield Case(op, STORED[op][0], 128, 32, OPTIONS, per_head=True)
-    for codec, head_dim, page in itertools.product(CODECS, HEAD_DIMS, PAGES):
-        yield Case("open_pages", codec, head_dim, page)
+    for op, codec, size in itertools.product(("open_pages", "quantize_pages"), CODECS, SOME):
+        yield Case(op, codec, *size)
+    for dtype, size in itertools.product(DTYPES, SOME):
+        yield Case("page_bounds", dtype, *size)
     for dtype, head_dim in itertools.product(DTYPES, HEAD_DIMS):  # page sizes do not matter to bounds
         yield Case("page_scores", dtype, head_dim, 32)
     yield Case("page_scores", "bf16", 128, 32, (("group", "mean"),))
-    for dtype, head_dim, page in itertools.product((*DTYPES, *CODECS), HEAD_DIMS, PAGES):
-        yield Case("attention_mass", dtype, head_dim, page)
+    for dtype in (*DTYPES, *CODECS):
+        for size in SOME if dtype in CODECS else product:
+            yield Case("attention_mass", dtype, *size)
     for dtype, options in itertools.product(("bf16", "int4"), MASSES[1:]):
         yield Case("attention_mass", dtype, 128, 32, options)
     for dtype, head_dim in itertools.product(DTYPES, HEAD_DIMS):
@@ -208,7 +221,8 @@ def sample() -> Iterator[Case]:
     yield from (Case("attention_mass", dtype, 128, 32, options) for dtype in ("bf16", "int4") for options in MASSES)
     yield from (Case("attention_mass", dtype, 128, 32) for dtype in ("int8", "fp8"))
     yield Case("window_scores", "bf16", 128, 32)
-    yield from (Case("open_pages", codec, 128, 32) for codec in CODECS)
+    yield from (Case(op, codec, 128, 32) for op in ("open_pages", "quantize_pages") for codec in CODECS)
+    yield Case("page_bounds", "bf16", 128, 32)
     for op in STORED:
         first, *others = STORED[op]
         if len(others) > 1:

@@ -92,9 +92,9 @@ def table(lines: Sequence[Line]) -> str:
 
 
 def merged(document: str, sections: Mapping[str, str]) -> str:
-    """`document` with one section per target, the given ones replaced or added."""
+    """`document` with the lines of these sections put in, in the places of those of the same cases."""
     kept = _sections(document)
-    kept |= {name: f"\n{text}\n" for name, text in sections.items()}
+    kept |= {name: f"\n{_joined(kept.get(name, ''), text)}\n" for name, text in sections.items()}
     body = "".join(f"## {name}\n{text}" for name, text in sorted(kept.items()))
     return f"{HEADER}\n{body}".rstrip() + "\n"
 
@@ -105,10 +105,9 @@ def summary(document: str) -> str:
     rows = [["device", "op", "compiled", "left to XLA", "failed", "most that a kernel takes"], ["---"] * 6]
     for title, text in _sections(document).items():
         device, op = title.split(": ")
-        table = (line.strip("| ").split("|") for line in text.splitlines() if line.startswith("|"))
-        names, _, *lines = ([cell.strip() for cell in line] for line in table)
-        resources = names[1:-2]
-        compiled = [line[1:] for line in lines if line[1]]
+        resources, by_case = _parsed(text)
+        lines = list(by_case.values())
+        compiled = [line[1:] for line in lines if line[-2]]
         declined = sum(line[-1].startswith("XLA: ") for line in lines)
         most = [
             f"{max(int(value.replace(',', '')) for line in compiled for value in line[i].split(' + ')):,} {name}"
@@ -124,6 +123,25 @@ def placed(document: str, text: str) -> str:
     before, _, rest = document.partition(MARKS[0])
     after = rest.partition(MARKS[1])[2]
     return f"{before}{MARKS[0]}\n{text}{MARKS[1]}{after}"
+
+
+def _parsed(text: str) -> tuple[list[str], dict[str, list[str]]]:
+    """The resources of a section's table and its lines by case."""
+    table = [line.strip() for line in text.splitlines() if line.startswith("|")]
+    names, _, *lines = ([cell.strip() for cell in line[1:-1].split("|")] for line in table)
+    return names[1:-2], {line[0]: line for line in lines}
+
+
+def _joined(old: str, new: str) -> str:
+    """The table of two sections, lines of `new` before those of `old` of the same case."""
+    if "|" not in old or "|" not in new:
+        return new
+    (before, lines), (after, more) = _parsed(old), _parsed(new)
+    resources = max(before, after, key=len)  # a table of declined cases has none
+    rows = [["case", *resources, "compile s", "remark"], ["---"] + ["---:"] * (len(resources) + 1) + ["---"]]
+    for line in (lines | more).values():
+        rows.append([line[0], *(line[1:-2] or [""] * len(resources)), *line[-2:]])
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n"
 
 
 def _sections(document: str) -> dict[str, str]:

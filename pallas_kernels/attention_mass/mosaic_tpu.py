@@ -1,11 +1,12 @@
-"""`attention_mass` on TPU, of dense keys."""
+"""`attention_mass` on TPU."""
 
 from __future__ import annotations
 
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from pallas_kernels.mosaic_tpu import work
+from pallas_kernels import codes
+from pallas_kernels.mosaic_tpu import coded, work
 from pallas_kernels.mosaic_tpu.interpret import Interpret, mode
 from pallas_kernels.mosaic_tpu.limits import require
 from pallas_kernels.mosaic_tpu.mass import Spec, mass
@@ -34,17 +35,21 @@ def attention_mass(
     interpret: Interpret | None = None,
 ) -> Array:
     """See `pallas_kernels.attention_mass`."""
-    require(scales is None, f"keys must be dense; got codes of {k_pages.dtype}")
     batch, (tokens, heads, head_dim) = lengths.shape[0], q.shape
-    work.check_pool(k_pages, k_pages, head_dim)
     _, kv_heads, page, lanes = k_pages.shape
+    codec, dtype = None, q.dtype
+    if scales is None:
+        work.check_pool(k_pages, k_pages, head_dim)
+        dtype = jnp.promote_types(dtype, k_pages.dtype)
+    else:
+        work.check_codes(k_pages, k_pages, scales, head_dim)
+        page, codec = codes.page_size(k_pages), codes.codec_of(k_pages)
     lists, listed = page_ids.shape[1:]
     each, largest, lone = heads // kv_heads, group == "max", query_starts is None
     require(each <= QUERIES // 8, f"at most {QUERIES // 8} query heads per KV head; got {each}")
     size = 1 if lone else min(QUERIES // each // 8 * 8, -(-tokens // 8) * 8)
     cut = work.lone_queries(lengths) if lone else work.cut(query_starts, lengths, tokens, size)
     rounds = each if largest and not lone else 1
-    dtype = jnp.promote_types(q.dtype, k_pages.dtype)
     spec = Spec(
         page=page,
         pages=block_pages(kv_heads if lists == 1 else 1, page, lanes, k_pages.dtype.itemsize, listed, 512),
@@ -60,6 +65,8 @@ def attention_mass(
         each=each // rounds,
         largest=largest and lone,
         per_token=per_token,
+        codec=codec,
+        head_dim=head_dim,
     )
 
     def queries(x: Array, spare: float) -> Array:
@@ -77,7 +84,7 @@ def attention_mass(
     found = mass(
         jnp.pad(queries(q.astype(dtype), 0), ((0, 0), (0, 0), (0, 0), (0, lanes - head_dim))),
         queries(lse[..., None], NOBODY),
-        k_pages,
+        (k_pages,) if scales is None else (k_pages, scales),
         chunked_ids(page_ids, logical_ids),
         work.programs(cut, page_ids, counts, logical_ids, page, window, by_list=True),
         batch * lists,
@@ -85,7 +92,10 @@ def attention_mass(
         interpret=mode(interpret),
     )
     found = found.reshape(batch, kv_heads, -1, spec.lanes)
-    found = found if per_token else found[..., : spec.pages]
+    if not per_token:
+        found = found[..., : spec.pages]
+    elif (halves := coded.halves(codec)) > 1:
+        found = found.reshape(*found.shape[:3], halves, spec.pages, page // halves).swapaxes(3, 4)
     found = found.reshape(batch, kv_heads, -1, *((page,) if per_token else ()))[:, :, :listed]
     owned = jnp.ones(batch, bool) if lone else query_starts[1:] > query_starts[:-1]
     there = (jnp.arange(listed) < counts[..., None]) & owned[:, None, None]

@@ -23,15 +23,14 @@ def deltakv_decode_attention(
     grid: Grid,
     logical_ids: Int32[Array, "B 1 J"] | None = None,
     magnitude: float = 1.0,
-    first: int = 0,
     scale: float | None = None,
     soft_cap: float | None = None,
     return_lse: bool = False,
     implementation: Implementation = None,
 ) -> Float[Array, "B H D"] | tuple[Float[Array, "B H D"], Float32[Array, "B H"]]:
     """Attention of one query per row over the sealed pages that the row lists; page lists as in
-    `paged_decode_attention`, one for all heads. Every listed page is full; positions below `first` (sinks, which are
-    kept elsewhere) and at `lengths` or later are not seen.
+    `paged_decode_attention`, one for all heads. Every listed page is full; positions at `lengths` or later are not
+    seen.
 
     `tables` are all physical pages of each sequence, by logical index: references name centers of earlier pages. Keys
     are rebuilt and rotated at their positions: dimension d with d + D/2, by `frequencies` [D/2] radians per position,
@@ -67,7 +66,6 @@ def deltakv_decode_attention(
         grid=grid,
         logical_ids=logical_ids,
         magnitude=magnitude,
-        first=first,
         scale=head_dim**-0.5 if scale is None else scale,
         soft_cap=soft_cap,
         return_lse=return_lse,

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from pallas_kernels.deltakv import Grid, Weights, halves
-from pallas_kernels.deltakv_decode_attention.rotation import rotated
 from pallas_kernels.deltakv_pools import DeltaPools, read_pages
 from pallas_kernels.groups import HIDDEN
+from pallas_kernels.rotation import rotated
 
 
 def deltakv_decode_attention(
@@ -25,7 +25,6 @@ def deltakv_decode_attention(
     grid: Grid,
     logical_ids: Array | None = None,
     magnitude: float,
-    first: int,
     scale: float,
     soft_cap: float | None,
     return_lse: bool,
@@ -40,7 +39,7 @@ def deltakv_decode_attention(
     def one(query: Array, ids: Array, logical: Array, listed: Array, length: Array, table: Array) -> tuple:
         x = read_pages(pools, weights, ids, table, grid)
         position = (logical[:, None] * grid.page_size + jnp.arange(grid.page_size)).ravel()
-        seen = jnp.repeat(listed, grid.page_size) & (position >= first) & (position < length)
+        seen = jnp.repeat(listed, grid.page_size) & (position < length)
         keys, values = halves(x.reshape(-1, *x.shape[2:]), kv_heads)
         keys = rotated(keys, jnp.where(seen, position, 0), frequencies, magnitude)
         grouped = query.astype(jnp.float32).reshape(kv_heads, -1, head_dim)

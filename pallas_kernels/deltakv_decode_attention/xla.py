@@ -7,10 +7,10 @@ from jax import lax
 from jaxtyping import Array
 
 from pallas_kernels.deltakv import Grid, Weights, halves
-from pallas_kernels.deltakv_decode_attention.rotation import rotated
 from pallas_kernels.deltakv_pools import DeltaPools, base_and_latents
 from pallas_kernels.groups import HIDDEN
-from pallas_kernels.pages import LARGE, batched, block_of
+from pallas_kernels.pages import MEDIUM, batched, block_of
+from pallas_kernels.rotation import rotated
 
 
 def deltakv_decode_attention(
@@ -26,7 +26,6 @@ def deltakv_decode_attention(
     grid: Grid,
     logical_ids: Array | None = None,
     magnitude: float,
-    first: int,
     scale: float,
     soft_cap: float | None,
     return_lse: bool,
@@ -34,7 +33,7 @@ def deltakv_decode_attention(
     """See `pallas_kernels.deltakv_decode_attention`."""
     heads, head_dim = q.shape[1:]
     kv_heads, groups, latent = pools.centers.shape[1], pools.latents.shape[1], pools.latents.shape[3]
-    size = min(block_of(LARGE, grid.page_size), page_ids.shape[2])
+    size = min(block_of(MEDIUM, grid.page_size), page_ids.shape[2])
     g = weights["g"].astype(jnp.float32).reshape(groups, kv_heads // groups, 2, head_dim, latent)
     g_keys, g_values = g[:, :, 0], g[:, :, 1]
     padding = ((0, 0), (0, -page_ids.shape[2] % size))
@@ -53,7 +52,7 @@ def deltakv_decode_attention(
             listed = entry < counts[row, 0]
             position = lax.dynamic_slice(logical, (row, i * size), (1, size))[0]
             position = (position[:, None] * grid.page_size + jnp.arange(grid.page_size)).ravel()
-            seen = jnp.repeat(listed, grid.page_size) & (position >= first) & (position < lengths[row])
+            seen = jnp.repeat(listed, grid.page_size) & (position < lengths[row])
             pages = jnp.where(listed, lax.dynamic_slice(ids, (row, i * size), (1, size))[0], 0)
             base, z = base_and_latents(pools, pages, tables[row], grid)
             base, z = base.reshape(-1, *base.shape[2:]), z.reshape(-1, *z.shape[2:])

@@ -22,14 +22,18 @@ def deltakv_encode(
     logical: Int32[Array, " M"],
     *,
     grid: Grid,
+    frequencies: Float[Array, " D2"] | None = None,
+    magnitude: float = 1.0,
     count: Int32[Array, ""] | None = None,
     implementation: Implementation = None,
 ) -> DeltaPools:
-    """Codes full pages of dense pools, whose keys are not rotated, into DeltaKV pools; returns the new pools.
+    """Codes full pages of dense pools into DeltaKV pools; returns the new pools.
 
     Page `page_ids[i]` of the dense pools is page `logical[i]` of the sequence whose physical pages are
     `tables[rows[i]]`, and goes to page `targets[i]`, for the first `count` of the lists (None: all). Every earlier page
-    of the sequence must be coded already, or by this call. Page 0 absorbs writes; every other target must be named once
+    of the sequence must be coded already, or by this call. Codes are of keys before rotation: where the pages hold
+    rotated ones, `frequencies` [D/2] and `magnitude` say how (see `deltakv_decode_attention`), and it is undone in
+    float32. Page 0 absorbs writes; every other target must be named once
     at most. Under `jax.jit` with the pools donated they are updated in place.
 
     Raises ValueError or TypeError for shapes or dtypes that do not fit together.
@@ -44,5 +48,8 @@ def deltakv_encode(
         checks.int32(name, array)
     checks.shape_of("tables", tables, (None, None), "B S")
     checks.int32("tables", tables)
+    if frequencies is not None:
+        checks.shape_of("frequencies", frequencies, (head_dim // 2,), "D/2")
     args = (pools, weights, k_pages, v_pages, page_ids, targets, tables, rows, logical)
-    return dispatch("deltakv_encode", implementation, *args, grid=grid, count=count)
+    turned = {"frequencies": frequencies, "magnitude": magnitude}
+    return dispatch("deltakv_encode", implementation, *args, grid=grid, count=count, **turned)

@@ -22,12 +22,14 @@ def deltakv_encode(
     logical: Array,
     *,
     grid: Grid,
+    frequencies: Array | None = None,
+    magnitude: float = 1.0,
     count: Array | None = None,
 ) -> DeltaPools:
     """See `pallas_kernels.deltakv_encode`."""
     listed = jnp.arange(len(page_ids)) < (len(page_ids) if count is None else count)
     page_ids, targets = jnp.where(listed, page_ids, 0), jnp.where(listed, targets, 0)
-    x = page_vectors(k_pages, v_pages, page_ids, pools.latents.shape[1])
+    x = page_vectors(k_pages, v_pages, page_ids, logical, pools.latents.shape[1], frequencies, magnitude)
     pools = seal_centers(pools, jnp.where(listed[:, None, None, None], x, 0), targets, grid)
     for i in range(len(page_ids)):
         sealed = seal_rest(pools, weights, x[i], targets[i], tables[rows[i]], logical[i], grid)

@@ -7,11 +7,24 @@ from jaxtyping import Array
 
 from pallas_kernels.deltakv import Grid, Weights, code_page, shortlisted, vectors
 from pallas_kernels.deltakv_pools import DeltaPools, put_centers, put_latents, take_centers
+from pallas_kernels.rotation import unrotated
 
 
-def page_vectors(k_pages: Array, v_pages: Array, page_ids: Array, groups: int) -> Array:
+def page_vectors(
+    k_pages: Array,
+    v_pages: Array,
+    page_ids: Array,
+    logical: Array,
+    groups: int,
+    frequencies: Array | None,
+    magnitude: float,
+) -> Array:
     """x [M, P, A, W] of listed pages of dense pools."""
-    return vectors(k_pages[page_ids].swapaxes(1, 2), v_pages[page_ids].swapaxes(1, 2), groups)
+    keys, values = k_pages[page_ids].swapaxes(1, 2), v_pages[page_ids].swapaxes(1, 2)
+    if frequencies is not None:
+        positions = (logical[:, None] * keys.shape[1] + jnp.arange(keys.shape[1])).ravel()
+        keys = unrotated(keys.reshape(-1, *keys.shape[2:]), positions, frequencies, magnitude).reshape(keys.shape)
+    return vectors(keys.astype(jnp.float32), values.astype(jnp.float32), groups)
 
 
 def seal_centers(pools: DeltaPools, x: Array, targets: Array, grid: Grid) -> DeltaPools:

@@ -23,6 +23,8 @@ def deltakv_encode(
     logical: Array,
     *,
     grid: Grid,
+    frequencies: Array | None = None,
+    magnitude: float = 1.0,
     count: Array | None = None,
 ) -> DeltaPools:
     """See `pallas_kernels.deltakv_encode`."""
@@ -30,7 +32,7 @@ def deltakv_encode(
     groups = pools.latents.shape[1]
 
     def page(i: Array) -> Array:
-        return page_vectors(k_pages, v_pages, page_ids[i][None], groups)
+        return page_vectors(k_pages, v_pages, page_ids[i][None], logical[i][None], groups, frequencies, magnitude)
 
     def centers(i: Array, pools: DeltaPools) -> DeltaPools:
         return seal_centers(pools, page(i), targets[i][None], grid)

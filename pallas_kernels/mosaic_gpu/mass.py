@@ -119,11 +119,14 @@ def mass(
     """Mass under query tiles q [X, K, rounds * M, D] with log-sum-exp `norms` in powers of two [X, K, rounds * M].
 
     Row m of a tile sees slots [first, stop) [X, Kl, M]. Row b of the lists has `tile_count[b]` tiles from `tile_of[b]`
-    on, which see slots within [lowest, highest) [B, Kl], lowest a multiple of the steps' tile. Returns float32 [B, K, J * P], or with `per_page` [B, K, J, C]
-    whose C numbers add up (or have their largest taken); what no query of a row may see is unwritten.
+    on, which see slots within [lowest, highest) [B, Kl], lowest a multiple of the steps' tile. Returns float32
+    [B, K, J * P], or with `per_page` [B, K, J, C] whose C numbers add up (or have their largest taken); what no query
+    of a row may see is unwritten.
     """
     batch, head_dim, tile, stages = page_ids.shape[0], shape.head_dim, shape.tile, shape.stages
     parts, columns, coded = shape.parts, shape.columns, shape.coded
+    # Keys of what is weighed together are in registers together.
+    groups = [parts] if shape.per_page else [[part] for part in parts]
     units = tiles.Units.of(shape.page, tile)
     slots = shape.width * shape.page
     splits = split_count(batch * shape.kv_heads, slots, tile)
@@ -141,6 +144,7 @@ def mass(
             part, lowest_ref[row, of_list], highest_ref[row, of_list], units.unit, units.copies, splits, LEAST
         )
         first_tile, count = tile_ref[row], 1 if shape.one_tile else count_ref[row]
+        turns = steps * len(groups) * count
 
         def fetch(step, slot):
             lookup = functools.partial(tiles.page_of, ids_ref, row, of_list)
@@ -179,7 +183,7 @@ def mass(
         @pl.when(steps > 0)
         def _start():
             for turn in range(shape.query_stages):
-                pl.when(turn < steps * count)(lambda turn=turn: fetch_queries(turn, turn))
+                pl.when(turn < turns)(lambda turn=turn: fetch_queries(turn, turn))
             for step in range(stages):
                 pl.when(step < steps)(lambda step=step: fetch(step, step))
 
@@ -206,19 +210,13 @@ def mass(
                 most = found if most is None else list(map(jnp.maximum, most, found))
             return most
 
-        @pl.loop(0, steps)
-        def _(step):
-            slot = lax.rem(step, jnp.int32(stages))
-            base = (begin + step * units.copies) * units.unit
-            tiles.wait(k_ready.at[slot])
-            keys = [keys_of(slot, part) for part in parts]
-            pl.when(step + stages < steps)(lambda: fetch(step + stages, slot))
-            column = plgpu.broadcasted_iota(jnp.int32, (at_once, columns), 1, layout=mma.acc)
-            starts = [base + part.page * shape.page + part.token for part in parts]
+        def weigh(step, number, keys, column, base, together):
+            """Gives out what the queries of the row give to the slots of some parts of a step."""
+            starts = [base + part.page * shape.page + part.token for part in together]
             places = [column + start for start in starts]
 
             def over_tile(index, total):
-                turn = step * count + index
+                turn = number * count + index
                 q_slot = 0 if shape.one_tile else lax.rem(turn, jnp.int32(2))
                 if not shape.one_tile:
                     tiles.wait(q_ready.at[q_slot])
@@ -226,14 +224,14 @@ def mass(
                     more = given(keys, first_tile + index, q_slot, pl.ds(top, at_once), places)
                     total = tuple(map(jnp.maximum if shape.largest else jnp.add, total, more))
                 if not shape.one_tile:
-                    pl.when(turn + 2 < steps * count)(lambda: fetch_queries(turn + 2, q_slot))
+                    pl.when(turn + 2 < turns)(lambda: fetch_queries(turn + 2, q_slot))
                 return total
 
-            nothing = tuple(constant((at_once, columns), 0.0, mma.acc) for _ in parts)
+            nothing = tuple(constant((at_once, columns), 0.0, mma.acc) for _ in together)
             if shape.per_page:
                 nothing = (constant((at_once,), 0.0, by_row),)
             if shape.one_tile:
-                pl.when(step == 0)(lambda: tiles.wait(q_ready.at[0]))
+                pl.when(number == 0)(lambda: tiles.wait(q_ready.at[0]))
                 total = over_tile(0, nothing)
             else:
                 total = lax.fori_loop(0, count, over_tile, nothing)
@@ -243,6 +241,18 @@ def mass(
             for start, part in zip(starts, total, strict=True):
                 part = part.max(axis=0) if shape.largest else part.sum(axis=0)
                 out_ref[row, head, pl.ds(start, columns)] = part
+
+        @pl.loop(0, steps)
+        def _(step):
+            slot = lax.rem(step, jnp.int32(stages))
+            base = (begin + step * units.copies) * units.unit
+            tiles.wait(k_ready.at[slot])
+            column = plgpu.broadcasted_iota(jnp.int32, (at_once, columns), 1, layout=mma.acc)
+            for number, together in enumerate(groups):
+                keys = [keys_of(slot, part) for part in together]
+                if number == len(groups) - 1:
+                    pl.when(step + stages < steps)(lambda: fetch(step + stages, slot))
+                weigh(step, step * len(groups) + number, keys, column, base, together)
 
     padded = -(-slots // tile) * tile
     out = (shape.width, at_once) if shape.per_page else (padded,)

@@ -72,7 +72,9 @@ def _kernel(row, start, stop, first, last, ids_hbm, q_ref, *refs, spec: Spec, pe
         per = 1 if spec.codec else stream.heads_at_once(spec.heads, tile)
         precision = lax.Precision.HIGHEST if spec.dtype == jnp.float32 else None
         if spec.codec is not None:
-            _unfold(buffers[-1].at[buffer], key_sides, value_sides, spec)
+            sides = coded.unfold_block(buffers[-1].at[buffer], key_sides, spec.head_dim, spec.page, spec.codec)
+            for ref, pages_of in zip(value_sides, sides, strict=True):
+                ref[...] = coded.row_of_tokens(pages_of, spec.page, spec.codec)
 
         def head_of(hs):
             """Where the scales of the only head of `hs` are."""
@@ -82,8 +84,8 @@ def _kernel(row, start, stop, first, last, ids_hbm, q_ref, *refs, spec: Spec, pe
             """Keys and values [per, tokens, lanes] of some heads."""
             k, v = (buf[buffer, hs] for buf in (stored[0], stored[-1]))
             if spec.codec is not None:
-                k, v = coded.widen(k[0], spec.codec), coded.widen(v[0], spec.codec)
-                k = coded.scale_keys(k, *(side[:, head_of(hs)] for side in key_sides))
+                k = coded.keys(k[0], key_sides, head_of(hs), spec.codec)
+                v = coded.widen(v[0], spec.codec)
             return (x.reshape(per, spec.width, x.shape[-1]).astype(spec.dtype) for x in (k, v))
 
         def some_rows(i, _):
@@ -135,20 +137,6 @@ def _bytes_of_token(pool: jax.Array, page: int) -> int:
     return math.prod(pool.shape[2:]) * pool.dtype.itemsize // page
 
 
-def _unfold(scales, key_sides, value_sides, spec: Spec) -> None:
-    """Scales of a block's pages [n, K, X] into those of keys [n, K, M] and of values [K, tokens]."""
-    values = []
-    for j in range(spec.pages):
-        keys, of_values = coded.unfold(
-            scales[j].astype(jnp.float32), spec.head_dim, spec.page, spec.codec
-        )
-        for ref, key in zip(key_sides, keys, strict=True):
-            ref[j] = key[:, : ref.shape[2]]
-        values.append(of_values)
-    for ref, pages in zip(value_sides, zip(*values, strict=True), strict=True):
-        ref[...] = coded.row_of_tokens(list(pages), spec.page, spec.codec)
-
-
 def attend_lists(q, pools, ids, work: Work, spec: Spec, *, out_dtype, interpret=False):
     """Attention of I items of query rows over their page lists.
 
@@ -164,7 +152,7 @@ def attend_lists(q, pools, ids, work: Work, spec: Spec, *, out_dtype, interpret=
     buffers = [stream.page_buffers(pool, spec) for pool in pools]
     sides = []
     if spec.codec is not None:
-        buffers[-1] = pltpu.VMEM((2, spec.pages, *pools[-1].shape[1:]), pools[-1].dtype)
+        buffers[-1] = stream.scale_buffers(pools[-1], spec)
         shapes = [(spec.pages, K, lanes), (K, max(spec.width, LANES))]
         sides = [pltpu.VMEM(shape, jnp.float32) for shape in shapes for _ in range(coded.halves(spec.codec))]
 

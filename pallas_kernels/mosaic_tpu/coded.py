@@ -7,6 +7,9 @@ widened, which costs little beside the widening itself; the scales of V multiply
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -35,11 +38,11 @@ def widen(codes: jax.Array, codec: str | None) -> jax.Array:
     return jnp.concatenate([both & 15, both >> 4]).astype(jnp.float32)
 
 
-def scale_keys(codes: jax.Array, side: jax.Array, zero: jax.Array | None = None) -> jax.Array:
-    """Keys [n or 2 n, Pc, M] of widened codes; scales and zeros [n, 1, M]."""
-    times = codes.shape[0] // side.shape[0]
-    keys = codes * jnp.concatenate([side] * times)
-    return keys if zero is None else keys + jnp.concatenate([zero] * times)
+def keys(codes: jax.Array, sides: Sequence[Any], head: Any, codec: str) -> jax.Array:
+    """Keys [n or 2 n, Pc, M] float32 of codes [n, Pc, M], by the `sides` of `unfold_block` for a KV head."""
+    widened = widen(codes, codec)
+    side, *zero = (jnp.concatenate([ref[:, head]] * (widened.shape[0] // codes.shape[0])) for ref in sides)
+    return widened * side + zero[0] if zero else widened * side
 
 
 def unfold(scales: jax.Array, head_dim: int, page: int, codec: str) -> tuple[list[jax.Array], list[jax.Array]]:
@@ -52,6 +55,18 @@ def unfold(scales: jax.Array, head_dim: int, page: int, codec: str) -> tuple[lis
     keys = [jnp.where(lane < head_dim, _from(scales, i * head_dim), 0) for i in range(parts)]
     values = [_from(scales, parts * head_dim + i * page) for i in range(parts)]
     return keys, values
+
+
+def unfold_block(scales: Any, key_sides: Sequence[Any], head_dim: int, page: int, codec: str) -> list[list[jax.Array]]:
+    """Puts the scales (and zeros) of keys of a block's pages [n, K, X] into references [n, K, M]; gives those of values
+    as `row_of_tokens` takes them."""
+    values = []
+    for j in range(scales.shape[0]):
+        of_keys, of_values = unfold(scales[j].astype(jnp.float32), head_dim, page, codec)
+        for ref, key in zip(key_sides, of_keys, strict=True):
+            ref[j] = key[:, : ref.shape[2]]
+        values.append(of_values)
+    return [list(pages) for pages in zip(*values, strict=True)]
 
 
 def row_of_tokens(values: list[jax.Array], page: int, codec: str) -> jax.Array:

@@ -15,7 +15,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from pallas_kernels.mosaic_tpu import stream
+from pallas_kernels.mosaic_tpu import coded, stream
 from pallas_kernels.mosaic_tpu.limits import VMEM, require
 from pallas_kernels.mosaic_tpu.stream import Stream, Work
 
@@ -35,6 +35,7 @@ class Spec(stream.Spec):
     each: int = 1
     largest: bool = False
     per_token: bool = False
+    head_dim: int = 0
 
     @property
     def lanes(self) -> int:
@@ -43,12 +44,14 @@ class Spec(stream.Spec):
 
 
 def _kernel(
-    row, start, stop, first, last, ids_hbm, q_ref, norms_ref, pool, o_ref, buffers, ids, state, ids_sem, page_sem,
-    *, spec: Spec, items: int,
-):  # fmt: skip
+    row, start, stop, first, last, ids_hbm, q_ref, norms_ref, *refs, spec: Spec, items: int
+):
+    count = 1 if spec.codec is None else 2
+    pools, o_ref, buffers, refs = refs[:count], refs[count], refs[count + 1 : 2 * count + 1], refs[2 * count + 1 :]
+    ids, state, ids_sem, page_sem, *sides = refs
     me, end = pl.program_id(0), pl.num_programs(0)
     pages = Stream(
-        *(spec, row, start, stop, first, last, ids_hbm, (pool,), (buffers,), ids, state, ids_sem, page_sem, me, end),
+        *(spec, row, start, stop, first, last, ids_hbm, pools, buffers, ids, state, ids_sem, page_sem, me, end),
         head_of=lambda r: lax.div(r, items),
     )
     largest_first = spec.largest or spec.rounds > 1
@@ -57,7 +60,7 @@ def _kernel(
         """Sums [h, m, lanes] over the tokens of each page."""
         shape = (spec.width, LANES)
         token, page = (lax.broadcasted_iota(jnp.int32, shape, dim) for dim in (0, 1))
-        of_page = (lax.div(token, spec.page) == page).astype(jnp.float32)
+        of_page = (coded.place_of(token, spec.page, spec.pages, spec.codec)[0] == page).astype(jnp.float32)
         return jnp.einsum("hmt,tn->hmn", weights, of_page, precision=lax.Precision.HIGHEST)
 
     def weigh(block, buffer, masked: bool):
@@ -65,11 +68,16 @@ def _kernel(
             turn = lax.rem(lax.broadcasted_iota(jnp.int32, (spec.rounds * spec.rows, 1), 0), spec.rows)
             query = jnp.minimum(first[me] + lax.div(turn, spec.each), last[me])
             seen = pages.sees(pages.positions(block, buffer, (1, spec.width), 1), query)
-        per = stream.heads_at_once(spec.heads, spec.rounds * spec.rows)
+        per = 1 if spec.codec else stream.heads_at_once(spec.heads, spec.rounds * spec.rows)
+        if spec.codec is not None:
+            coded.unfold_block(buffers[1].at[buffer], sides, spec.head_dim, spec.page, spec.codec)
 
         def some_heads(i, _):
             hs = pl.ds(i * per, per)
-            k = buffers[buffer, hs].reshape(per, spec.width, -1).astype(spec.dtype)
+            k = buffers[0][buffer, hs]
+            if spec.codec is not None:
+                k = coded.keys(k[0], sides, pl.ds(pages.head_of(me) if spec.per_head else i, 1), spec.codec)
+            k = k.reshape(per, spec.width, k.shape[-1]).astype(spec.dtype)
             weights = jnp.exp(stream.scores(q_ref[hs], k, spec) - norms_ref[hs])
             if masked:
                 weights = jnp.where(seen[None], weights, 0)
@@ -91,16 +99,23 @@ def _kernel(
     pages.run(me, weigh)
 
 
-def mass(q, norms, pool, ids, work: Work, lists: int, spec: Spec, *, interpret=False) -> jax.Array:
+def mass(q, norms, pools, ids, work: Work, lists: int, spec: Spec, *, interpret=False) -> jax.Array:
     """Mass [lists, heads, blocks, lanes] float32 under q [I, K, rounds * M, D'] with log-sum-exp `norms` [I, K,
     rounds * M, 1], of so many lists.
 
-    `ids` as `chunked_ids` makes them. The programs of `work` are ordered by KV head where each has its own list, then
-    by item. What lies in no block that a program reads is 0 where its list has a program, else unwritten.
+    `pools` are the keys and, where they are coded, their scales; tokens of a block are then in the order of
+    `coded.place_of`. `ids` as `chunked_ids` makes them. The programs of `work` are ordered by KV head where each has
+    its own list, then by item. What lies in no block that a program reads is 0 where its list has a program, else
+    unwritten.
     """
     items, _, rows, lanes = q.shape
     entries = ids.shape[1] * ids.shape[3]
     blocks = entries // spec.pages
+    kv_heads = pools[0].shape[1]
+    buffers, sides = [stream.page_buffers(pools[0], spec)], []
+    if spec.codec is not None:
+        buffers.append(stream.scale_buffers(pools[1], spec))
+        sides = [pltpu.VMEM((spec.pages, kv_heads, lanes), jnp.float32)] * coded.halves(spec.codec)
     used = 8 * spec.heads * -(-blocks // 8) * 8 * spec.lanes
     require(used <= VMEM // 4 * 3, f"what a list is given takes {used} bytes, twice; {VMEM} are there for all")
 
@@ -117,17 +132,17 @@ def mass(q, norms, pool, ids, work: Work, lists: int, spec: Spec, *, interpret=F
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=5,
             grid=(work.row.shape[0],),
-            in_specs=[in_hbm, of_item(lanes), of_item(1), in_hbm],
+            in_specs=[in_hbm, of_item(lanes), of_item(1)] + [in_hbm] * len(pools),
             out_specs=pl.BlockSpec((None, *out), lambda r, row, *_: (row[r], 0, 0, 0)),
-            scratch_shapes=[stream.page_buffers(pool, spec), *stream.scratch(ids)],
+            scratch_shapes=[*buffers, *stream.scratch(ids), *sides],
         ),
         out_shape=jax.ShapeDtypeStruct((lists, *out), jnp.float32),
         compiler_params=pltpu.CompilerParams(dimension_semantics=("arbitrary",), vmem_limit_bytes=VMEM),
         cost_estimate=pl.CostEstimate(
             flops=2 * tokens_read * rows * lanes,
-            bytes_accessed=tokens_read * math.prod(pool.shape[3:]) * pool.dtype.itemsize,
+            bytes_accessed=tokens_read * sum(math.prod(p.shape[2:]) * p.dtype.itemsize for p in pools) // spec.page,
             transcendentals=tokens_read * rows,
         ),
         interpret=interpret,
         name="attention_mass",
-    )(work.row, work.start, work.stop, work.first, work.last, ids, q, norms, pool)
+    )(work.row, work.start, work.stop, work.first, work.last, ids, q, norms, *pools)

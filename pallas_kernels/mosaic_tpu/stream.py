@@ -260,6 +260,11 @@ def page_buffers(pool: jax.Array, spec: Spec) -> Any:
     return pltpu.VMEM((2, spec.heads, spec.pages, *pool.shape[2:]), pool.dtype)
 
 
+def scale_buffers(scales: jax.Array, spec: Spec) -> Any:
+    """Two blocks of the scales [N, K, X] of pages."""
+    return pltpu.VMEM((2, spec.pages, *scales.shape[1:]), scales.dtype)
+
+
 def scores(q: jax.Array, k: jax.Array, spec: Spec) -> jax.Array:
     """Scores [h, m, t] of queries [h, m, d] with keys [h, t, d]."""
     precision = lax.Precision.HIGHEST if spec.dtype == jnp.float32 else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array
 
 from pallas_kernels import codes
@@ -17,7 +18,11 @@ def minmax(k_pages: Array, scales: Array | None, width: int, dtype: Any) -> Arra
 
 
 def _rounded(bound: Array, dtype: Any, sign: int) -> Array:
-    """`bound` in `dtype`, moved one step outwards where rounding moved it inwards."""
+    """`bound` float32 in `dtype`, the nearest value that is not inwards of it."""
+    if dtype == jnp.bfloat16:
+        # The low bits are cut off, which moves towards zero, or filled up before where that is inwards.
+        bits = lax.bitcast_convert_type(bound, jnp.int32) + jnp.where(sign * bound > 0, 0xFFFF, 0)
+        return lax.bitcast_convert_type(bits & ~0xFFFF, jnp.float32).astype(dtype)
     cast = bound.astype(dtype)
     if jnp.finfo(dtype).bits >= 32:
         return cast

@@ -10,7 +10,7 @@ from pallas_kernels.groups import HIDDEN, reduce_group
 from pallas_kernels.page_scores.queries import beside
 from pallas_kernels.pages import batched
 
-BLOCK = 128  # pages
+BLOCK = 256  # pages
 
 
 def page_scores(

@@ -82,6 +82,8 @@ DECODE = {
 PREFILL = {
     "1 x 2K chunk on 32K": Shape(1, 32768, chunk=2048),
     "4 x 2K from zero": Shape(4, 2048, chunk=2048),
+    "1 x 2K chunk on 32K, int8": Shape(1, 32768, chunk=2048, codec="int8"),
+    "1 x 2K chunk on 32K, int4": Shape(1, 32768, chunk=2048, codec="int4"),
 }
 
 
@@ -91,7 +93,8 @@ def shapes(tiny: bool) -> tuple[dict[str, Shape], dict[str, Shape]]:
         return DECODE, PREFILL
     small = dict(heads=4, kv_heads=2, head_dim=64)
     decode = {"tiny": Shape(2, 128, **small), "tiny, int4": Shape(2, 128, codec="int4", **small)}
-    return decode, {"tiny": Shape(2, 64, chunk=32, **small)}
+    prefill = {"tiny": Shape(2, 64, chunk=32, **small), "tiny, int4": Shape(1, 64, chunk=32, codec="int4", **small)}
+    return decode, prefill
 
 
 def has_peers(shape: Shape) -> bool:
@@ -113,7 +116,7 @@ def cases(tiny: bool) -> Iterator[tuple[str, Run]]:
             yield f"decode {name}: XLA gather", functools.partial(gather, shape)
             yield f"decode {name}: cuDNN, contiguous", functools.partial(contiguous, shape, "cudnn")
     for name, shape in prefill.items():
-        if shape.chunk == shape.held:
+        if shape.chunk == shape.held and has_peers(shape):
             yield f"prefill {name}: cuDNN, contiguous", functools.partial(contiguous, shape, "cudnn")
 
 
@@ -160,7 +163,7 @@ def call_of(shape: Shape) -> tuple[str, list[Any], dict[str, Any]]:
     if shape.codec is None:
         stored = pools(*extents)
     else:
-        op, stored = "quantized_decode_attention", coded.random_pools(shape.codec, *extents)
+        op, stored = op.replace("paged", "quantized"), coded.random_pools(shape.codec, *extents)
     arguments = [queries(shape), *stored, ids, counts, lengths]
     if shape.chunk:
         arguments.append(jnp.arange(shape.rows + 1, dtype=jnp.int32) * shape.chunk)

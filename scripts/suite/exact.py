@@ -40,7 +40,8 @@ def _softmax(case, q, k, v, at, positions, heads) -> tuple[np.ndarray, np.ndarra
     scores = np.einsum("tgd,sd->tgs", q.astype(np.float64), k) * case.scale
     if case.soft_cap is not None:
         scores = case.soft_cap * np.tanh(scores / case.soft_cap)
-    seen = at <= positions[:, None]
+    newest = positions if case.own_page else positions // case.page * case.page - 1
+    seen = at <= newest[:, None]
     if case.window is not None:
         seen &= at > positions[:, None] - case.window
     scores = np.where(seen[:, None], scores, -np.inf)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -70,23 +72,24 @@ def cases(seed: int, tiny: bool, implementation: Any = None) -> Iterator[tuple[s
         for name in list(specs)[:1] if tiny else specs:
             run = functools.partial(attention, op, specs[name], seed, tiny, implementation)
             yield f"{op}, {name}", run
-    for name in ["int4"] if tiny else CODED:
-        op = "quantized_decode_attention"
-        yield f"{op}, {name}", functools.partial(attention, op, CODED[name], seed, tiny, implementation)
+    for op, name in itertools.product(("quantized_decode_attention", "quantized_prefill_attention"), CODED):
+        if name == "int4" or not tiny:
+            yield f"{op}, {name}", functools.partial(attention, op, CODED[name], seed, tiny, implementation)
     yield from sparse.cases(seed, tiny, implementation)
     yield "kv_write", functools.partial(kv_write, seed, implementation)
 
 
 def attention(op: str, spec: dict[str, Any], seed: int, tiny: bool, implementation: Any) -> dict[str, Any]:
     """Error of one attention op, and which backend served it."""
-    chunked = op == "paged_prefill_attention"
+    chunked = op.endswith("prefill_attention")
     lengths, chunks = (LENGTHS[2:4], CHUNKS[2:4]) if tiny else (LENGTHS, CHUNKS)
     given = dict(spec)
     codec = given.pop("codec", None)
     case = paged.draw(np.random.default_rng(seed), lengths, chunks if chunked else None, **given)
     tolerance = TOLERANCE[given.get("dtype", "bf16")]
     if codec is not None:
-        case, tolerance = coded.encode(case, codec), 2e-2
+        case = coded.encode(dataclasses.replace(case, own_page=not chunked), codec)
+        tolerance = 2e-2
     arrays = case.arrays() + ((case.starts,) if chunked else ())
     static = {k: v for k, v in case.options().items() if not hasattr(v, "shape")}
     given = {k: v for k, v in case.options().items() if hasattr(v, "shape")}

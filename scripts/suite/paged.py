@@ -27,6 +27,7 @@ class Case:
     sinks: np.ndarray | None
     window: int | None
     soft_cap: float | None
+    own_page: bool = True  # else queries see only the pages before that of their position
 
     @property
     def kv_heads(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +11,8 @@ from sparsejax.cache.layout import CodedLayout, DenseLayout
 from sparsejax.errors import CapacityError
 from sparsejax.models.config import DecoderConfig
 
+type Layout = DenseLayout | CodedLayout
+
 
 @dataclass(frozen=True)
 class CacheGroup:
@@ -17,26 +20,52 @@ class CacheGroup:
 
     Attributes:
         layers: layer indices, in order; position in this tuple is the index into the group's pools.
-        layout: physical shape of each layer's pools.
+        layouts: physical shape of each layer's pools.
     """
 
     layers: tuple[int, ...]
-    layout: DenseLayout | CodedLayout
+    layouts: tuple[Layout, ...]
+
+    @property
+    def layout(self) -> Layout:
+        """That of the first layer: pages, their size and heads are those of every layer."""
+        return self.layouts[0]
+
+    @classmethod
+    def of_all(cls, groups: tuple[CacheGroup, ...]) -> CacheGroup:
+        """The layers of all `groups` as one, which tells what a page of every layer takes."""
+        layers = tuple(layer for group in groups for layer in group.layers)
+        return cls(layers, tuple(layout for group in groups for layout in group.layouts))
+
+    def split(self, bands: tuple[int, ...], num_pages: tuple[int, ...]) -> tuple[CacheGroup, ...]:
+        """Groups of so many layers each, in order, with pools of so many pages."""
+        ends = [*itertools.accumulate(bands)]
+        parts = [(slice(end - count, end), pages) for end, count, pages in zip(ends, bands, num_pages, strict=True)]
+        return tuple(
+            CacheGroup(self.layers[part], tuple(layout.with_pages(pages) for layout in self.layouts[part]))
+            for part, pages in parts
+        )
 
     @property
     def page_bytes(self) -> int:
         """Bytes of one page over all layers of the group."""
-        return len(self.layers) * self.layout.page_bytes
+        return sum(layout.page_bytes for layout in self.layouts)
+
+    @property
+    def codec_bytes(self) -> dict[str, int]:
+        """`page_bytes` by the codec of the layers."""
+        codecs = sorted({layout.codec for layout in self.layouts})
+        return {codec: sum(one.page_bytes for one in self.layouts if one.codec == codec) for codec in codecs}
 
     @property
     def fixed_bytes(self) -> int:
         """Bytes of the pools besides the pages."""
-        return len(self.layers) * self.layout.fixed_bytes
+        return sum(layout.fixed_bytes for layout in self.layouts)
 
     @property
     def row_bytes(self) -> int:
         """Bytes that a row holds besides its pages: its open page, where that is stored apart."""
-        return len(self.layers) * self.layout.row_bytes
+        return sum(layout.row_bytes for layout in self.layouts)
 
     @property
     def page_tiles(self) -> int:
@@ -44,13 +73,16 @@ class CacheGroup:
         return len(self.layers) * self.layout.num_kv_heads
 
     def read_bytes(self, tiles: int, queries: int) -> int:
-        """Bytes of so many tiles, the open page of each of `queries` queries among them."""
+        """Bytes of so many tiles, the open page of each of `queries` queries among them.
+
+        A tile counts as the mean over layers, which is exact where all layers read as many.
+        """
         apart = queries if self.row_bytes else 0
-        return (tiles - apart * self.page_tiles) * (self.page_bytes // self.page_tiles) + apart * self.row_bytes
+        return (tiles - apart * self.page_tiles) * self.page_bytes // self.page_tiles + apart * self.row_bytes
 
     @property
     def pool_bytes(self) -> int:
-        return len(self.layers) * self.layout.pool_bytes
+        return sum(layout.pool_bytes for layout in self.layouts)
 
 
 def dense_group(
@@ -59,7 +91,7 @@ def dense_group(
     """The one group of a dense model: every layer, K and V in the model's dtype, laid out for `platform`."""
     make = DenseLayout.for_tpu if platform == "tpu" else DenseLayout.plain
     layout = make(num_pages, config.num_kv_heads, page_size, config.head_dim, dtype)
-    return CacheGroup(tuple(range(config.num_layers)), layout)
+    return CacheGroup(tuple(range(config.num_layers)), (layout,) * config.num_layers)
 
 
 def make_group(
@@ -77,21 +109,31 @@ def make_group(
     dense = dense_group(config, page_size, dtype, num_pages, platform)
     if codec == "dense":
         return dense
-    return CacheGroup(dense.layers, CodedLayout.of(dense.layout, codec, num_rows, platform))
+    return CacheGroup(dense.layers, (CodedLayout.of(dense.layout, codec, num_rows, platform),) * len(dense.layers))
 
 
-def pages_for(budget_bytes: int, group: CacheGroup, wanted: int) -> int:
-    """Pages, the dump page included, that `budget_bytes` buys, at most `wanted` plus the dump page.
+def pages_for(
+    budget_bytes: int, groups: tuple[CacheGroup, ...], longest: int, num_rows: int, held: tuple[int, ...]
+) -> tuple[int, ...]:
+    """Pages of each group, the dump page included, that `budget_bytes` buys together.
+
+    Each group gets room for one sequence of `longest` pages, and beside it for as many rows, up to `num_rows` in all,
+    as hold `held` of its pages each.
 
     Raises:
         CapacityError: not even one page besides the dump page fits.
     """
-    pages = min((budget_bytes - group.fixed_bytes) // group.page_bytes, wanted + 1)
-    if pages < 2:
-        besides = f" and the open pages of {group.fixed_bytes} bytes" if group.fixed_bytes else ""
-        raise CapacityError(
-            f"{budget_bytes} bytes of KV memory hold no page of {group.page_bytes} bytes besides the spare one"
-            f"{besides}: give kv_memory_bytes of at least {group.fixed_bytes + 2 * group.page_bytes}, or a smaller "
-            "page_size."
-        )
-    return int(pages)
+    fixed = sum(group.fixed_bytes for group in groups)
+    each = sum(group.page_bytes for group in groups)
+    left = budget_bytes - fixed - (1 + longest) * each
+    if left < 0:
+        pages = (budget_bytes - fixed) // each
+        if pages < 2:
+            besides = f" and the open pages of {fixed} bytes" if fixed else ""
+            raise CapacityError(
+                f"{budget_bytes} bytes of KV memory hold no page of {each} bytes besides the spare one{besides}: give "
+                f"kv_memory_bytes of at least {fixed + 2 * each}, or a smaller page_size."
+            )
+        return (int(pages),) * len(groups)
+    row_bytes = sum(count * group.page_bytes for count, group in zip(held, groups, strict=True))
+    return tuple(1 + longest + min(count * left // row_bytes, count * (num_rows - 1)) for count in held)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,9 @@ from jaxtyping import Array, Float, Int
 
 import pallas_kernels
 from pallas_kernels import layouts
+from pallas_kernels.deltakv_pools import DeltaPools
 from pallas_kernels.dispatch import Implementation
+from sparsejax.cache.codecs.deltakv import DeltaPages
 from sparsejax.cache.codecs.quantized import Codes, QuantizedPages
 
 type Pools = tuple[Float[Array, "N K P W"], Float[Array, "N K P W"] | None]
@@ -39,6 +42,7 @@ class DenseLayout:
     dtype: np.dtype
     lanes: int
     num_pools: int = 2
+    codec: ClassVar[str] = "dense"
 
     @classmethod
     def plain(
@@ -71,6 +75,7 @@ class DenseLayout:
 
     fixed_bytes = row_bytes = 0
     """Bytes besides the pages: of all rows, and of each; open pages are pages like others here."""
+    latent = False
 
     def with_pages(self, num_pages: int) -> DenseLayout:
         return replace(self, num_pages=num_pages)
@@ -91,10 +96,6 @@ class DenseLayout:
     ) -> Pools:
         """Stores the keys and values of T tokens, in place where the pools are donated."""
         return pallas_kernels.kv_write(*pools, k, v, page_ids, offsets, implementation=implementation)
-
-    def copy(self, pools: Pools, source: Int[Array, " C"], target: Int[Array, " C"]) -> Pools:
-        """Copies whole pages ``source[i] -> target[i]``; pairs of page 0 do nothing that is ever read."""
-        return self.take(pools, pools, source, target)
 
     def take(self, pools: Pools, others: Pools, source: Int[Array, " C"], target: Int[Array, " C"]) -> Pools:
         """Copies whole pages ``source[i]`` of other pools of this layout to ``target[i]`` of `pools`."""
@@ -120,7 +121,7 @@ class CodedLayout:
         open: pools of the open pages. Row r's is page r + 1; page 0 absorbs padding.
     """
 
-    sealed: QuantizedPages
+    sealed: QuantizedPages | DeltaPages
     open: DenseLayout
 
     @classmethod
@@ -129,6 +130,19 @@ class CodedLayout:
         names = ("num_pages", "num_kv_heads", "page_size", "head_dim", "dtype", "lanes", "num_pools")
         sealed = QuantizedPages.beside(codec, platform, **{name: getattr(dense, name) for name in names})
         return cls(sealed, dense.with_pages(num_rows + 1))
+
+    def with_pages(self, num_pages: int) -> CodedLayout:
+        return replace(self, sealed=self.sealed.with_pages(num_pages))
+
+    @property
+    def latent(self) -> bool:
+        """Whether sealed pages are DeltaKV latents, of which nothing can be read without the rest of the row."""
+        return isinstance(self.sealed, DeltaPages)
+
+    @property
+    def codec(self) -> str:
+        """The name of what stores sealed pages."""
+        return "deltakv" if self.latent else self.sealed.codec
 
     @property
     def num_pages(self) -> int:
@@ -170,15 +184,9 @@ class CodedLayout:
     def pool_bytes(self) -> int:
         return self.num_pages * self.page_bytes + self.fixed_bytes
 
-    def zeros(self) -> tuple[Codes, Pools]:
+    def zeros(self) -> tuple[Codes | DeltaPools, Pools]:
         """Empty pools of sealed pages and of open ones."""
         return self.sealed.zeros(), self.open.zeros()
-
-    def copy(
-        self, pools: tuple[Codes, Pools], source: Int[Array, " C"], target: Int[Array, " C"]
-    ) -> tuple[Codes, Pools]:
-        """Copies whole sealed pages ``source[i] -> target[i]``."""
-        return self.sealed.copy(pools[0], source, target), pools[1]
 
 
 def pick_tokens(

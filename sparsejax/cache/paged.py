@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 import pallas_kernels
 from pallas_kernels.dispatch import Implementation
 from sparsejax.cache.group import CacheGroup
-from sparsejax.cache.layout import Pools
+from sparsejax.cache.layout import CodedLayout, DenseLayout, Pools
 from sparsejax.cache.views import CodedPages, DensePages
 
 
@@ -51,6 +51,8 @@ class StepBatch:
         policy: what the decode rows read, for the selector.
         observe: what `observed` takes in of the step's queries (a `sparsity.seen.Observe`); None where nothing is.
         segments: how the chunks lie in pages, where the KV object asks for it (`planned`).
+        compressor: by layer, the weights that its codec needs; None where none does.
+        deeper: the same step in the pages of each further cache group.
     """
 
     tokens: Int[Array, " T"]
@@ -64,6 +66,12 @@ class StepBatch:
     policy: Any = None
     observe: Any = None
     segments: Any = None
+    compressor: Any = None
+    deeper: tuple[StepBatch, ...] = ()
+
+    def of_group(self, index: int) -> StepBatch:
+        """The step in the pages of a cache group."""
+        return self.deeper[index - 1] if index else self
 
 
 @jax.tree_util.register_dataclass
@@ -75,16 +83,17 @@ class PagedKV:
         pools: per layer, K and V as the group's layout stores them.
         windows: per layer, the sliding window in tokens, or None.
         bounds: per layer, what the selector keeps of sealed pages, or None.
-        lists: per layer, the lists of rows that the selector uses again in later steps, or None.
+        carried: per layer, what the selector carries of rows from step to step, or None.
         handed: what the selector hands from layer to layer; None between steps.
         observed: per layer, what eviction will look at (a `sparsity.seen.Seen`), or None.
         implementation: which backend serves the operations; None picks the best.
         selector: what decode rows read (a `sparsity.selector.Selector`); None reads all pages.
+        group: of the first layers; `deeper` are those of the layers after them, where they have tables of their own.
     """
 
     pools: tuple[Pools, ...]
     bounds: tuple[Array | None, ...]
-    lists: tuple[Any, ...]
+    carried: tuple[Any, ...]
     observed: tuple[Any, ...]
     group: CacheGroup = field(metadata={"static": True})
     windows: tuple[int | None, ...] = field(metadata={"static": True})
@@ -92,6 +101,20 @@ class PagedKV:
     implementation: Implementation = field(default=None, metadata={"static": True})
     selector: Any = field(default=None, metadata={"static": True})
     handed: Any = None
+    deeper: tuple[CacheGroup, ...] = field(default=(), metadata={"static": True})
+
+    @property
+    def groups(self) -> tuple[CacheGroup, ...]:
+        return (self.group, *self.deeper)
+
+    def group_of(self, layer: int) -> int:
+        """Index of the cache group of a layer."""
+        return next(index for index, group in enumerate(self.groups) if layer in group.layers)
+
+    def layout_of(self, layer: int) -> DenseLayout | CodedLayout:
+        """Physical shape of the pools of a layer."""
+        group = self.groups[self.group_of(layer)]
+        return group.layouts[group.layers.index(layer)]
 
     def planned(self, batch: StepBatch) -> StepBatch:
         """`batch` with what every layer would otherwise work out for itself; dense pages need nothing."""
@@ -99,7 +122,8 @@ class PagedKV:
 
     def parts(self) -> dict[str, Any]:
         """Its arrays by component."""
-        return {"kv_pages": self.pools, "page_bounds": self.bounds, "observed_attention": self.observed}
+        blocks = [carried and carried.blocks for carried in self.carried]
+        return {"kv_pages": self.pools, "page_bounds": (self.bounds, blocks), "observed_attention": self.observed}
 
     def attend(
         self,
@@ -114,7 +138,7 @@ class PagedKV:
 
         What a query sees depends on its position only: every token at or before it (inside the window).
         """
-        layout, observed = self.group.layout, self.observed[layer]
+        layout, observed, batch = self.layout_of(layer), self.observed[layer], batch.of_group(self.group_of(layer))
         pools = layout.write(
             self.pools[layer], rotate(k), v, batch.page_ids, batch.offsets, self.implementation
         )
@@ -139,13 +163,24 @@ class PagedKV:
             out = jnp.concatenate([out, chunk])
         return out, self._with_layer(layer, pools, bounds, reused, observed, handed)
 
-    def copy_pages(self, source: Int[Array, " C"], target: Int[Array, " C"]) -> PagedKV:
-        """Copies whole pages in every layer, ``source[i] -> target[i]``; pairs of page 0 are padding."""
-        return replace(
-            self,
-            pools=tuple(self.group.layout.copy(pools, source, target) for pools in self.pools),
-            bounds=tuple(None if b is None else b.at[target].set(b[source]) for b in self.bounds),
-        )
+    def page_arrays(self) -> Any:
+        """All that full pages consist of: by layer, trees of arrays ``[N, ...]`` by page id."""
+        return self.pools, self.bounds
+
+    def with_page_arrays(self, arrays: Any) -> PagedKV:
+        """The same state with `arrays` in place of its `page_arrays`."""
+        pools, bounds = arrays
+        return replace(self, pools=pools, bounds=bounds)
+
+    def copy_pages(self, source: Int[Array, "Gr C"], target: Int[Array, "Gr C"]) -> PagedKV:
+        """Copies whole pages of each group, ``source[g, i] -> target[g, i]``; pairs of page 0 are padding."""
+        at = [self.group_of(layer) for layer in range(len(self.pools))]
+
+        def copied(g: int, arrays: Any) -> Any:
+            return jax.tree.map(lambda array: array.at[target[g]].set(array[source[g]]), arrays)
+
+        by_layer = (tuple(map(copied, at, arrays)) for arrays in self.page_arrays())
+        return self.with_page_arrays(tuple(by_layer))
 
     def plain_pages(
         self, layer: int, row: Int[Array, ""], page_ids: Int[Array, " S"], length: Int[Array, ""]
@@ -174,15 +209,15 @@ class PagedKV:
         if self.selector is not None:
             bounds = self.selector.seal_pages(bounds, pools, self._full_pages(new_pages, count))
         observed = self.observed[layer].with_tokens_moved(page_ids, slots, new_pages)
-        return self._with_layer(layer, pools, bounds, self.lists[layer], observed, self.handed)
+        return self._with_layer(layer, pools, bounds, self.carried[layer], observed, self.handed)
 
     def _full_pages(self, pages: Int[Array, " S"], num_tokens: Int[Array, ""]) -> Int[Array, " S"]:
         """Those of `pages` that so many tokens fill, page 0 for the others."""
         return jnp.where(jnp.arange(len(pages)) < num_tokens // self.group.layout.page_size, pages, 0)
 
     def without_row(self, row: Int[Array, ""]) -> PagedKV:
-        """Forgets the lists of a row's earlier steps: another sequence takes it."""
-        return replace(self, lists=tuple(None if lists is None else lists.without(row) for lists in self.lists))
+        """Forgets what is carried of a row's earlier steps: another sequence takes it."""
+        return replace(self, carried=tuple(None if c is None else c.without(row) for c in self.carried))
 
     def end_step(self) -> tuple[PagedKV, Any]:
         """The state for the next step, and what the layers of this one handed on; None without a selector."""
@@ -196,19 +231,19 @@ class PagedKV:
         bounds: Array | None,
         batch: StepBatch,
     ) -> tuple[Float[Array, "B H D"], Any, Any]:
-        """Attention of the decode rows, the lists that the selector uses again, and what it hands on."""
+        """Attention of the decode rows, what the selector carries to the next step, and what it hands on."""
         rows, options = batch.decode, self._options(layer)
         if self.selector is None:
             everything = rows.page_list(self.group.layout.page_size)
-            return pages.attention(q, *everything, rows.lengths, **options), self.lists[layer], None
-        return self.selector.read(layer, q, pages, bounds, batch, self.lists[layer], self.handed, options)
+            return pages.attention(q, *everything, rows.lengths, **options), self.carried[layer], None
+        return self.selector.read(layer, q, pages, bounds, batch, self.carried[layer], self.handed, options)
 
     def _options(self, layer: int) -> dict[str, Any]:
         """Of the layer's attention."""
         return dict(window=self.windows[layer], soft_cap=self.soft_cap, implementation=self.implementation)
 
     def _with_layer(
-        self, layer: int, pools: Pools, bounds: Array | None, lists: Any, observed: Any, handed: Any
+        self, layer: int, pools: Pools, bounds: Array | None, carried: Any, observed: Any, handed: Any
     ) -> PagedKV:
         def put(values: tuple, value: Any) -> tuple:
             return (*values[:layer], value, *values[layer + 1 :])
@@ -217,7 +252,7 @@ class PagedKV:
             self,
             pools=put(self.pools, pools),
             bounds=put(self.bounds, bounds),
-            lists=put(self.lists, lists),
+            carried=put(self.carried, carried),
             observed=put(self.observed, observed),
             handed=handed,
         )

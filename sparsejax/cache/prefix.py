@@ -74,7 +74,7 @@ class PrefixCache:
         return [page.page for page in takewhile(bool, map(self._pages.get, hashes))]
 
     def partial(self, parent: bytes, tokens: Sequence[int]) -> tuple[int, int]:
-        """The page after `parent` that begins with most of `tokens`, and how many these are; (0, 0) if none does."""
+        """The page after `parent` that begins with the most of `tokens`, and how many; (0, 0) if none does."""
         candidates = self._children.get((parent, tokens[0]), {}) if tokens else {}
         found = ((_common(child.tokens, tokens), child.page) for child in candidates.values())
         return max(found, default=(0, 0))[::-1]

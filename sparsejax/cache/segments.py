@@ -58,6 +58,15 @@ class Segments:
             jnp.where(owns, scratch[jnp.maximum(query_starts[1:] - 1, 0)], 0),
         )
 
+    def rows_and_pages(
+        self, lengths: Int[Array, " R"], query_starts: Int[Array, " R1"], page_size: int
+    ) -> tuple[Int[Array, " S"], Int[Array, " S"]]:
+        """Of each segment that has tokens: its row, and which of the row's pages it belongs to."""
+        row = jnp.searchsorted(query_starts, self.starts[:-1], side="right").astype(jnp.int32) - 1
+        row = jnp.clip(row, 0, len(lengths) - 1)
+        slot = lengths[row] - query_starts[row + 1] + self.starts[:-1]
+        return row, slot // page_size
+
     @property
     def scratch_pages(self) -> Int[Array, " S"]:
         """Scratch page of each segment."""

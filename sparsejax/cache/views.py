@@ -8,6 +8,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Shaped
 
 import pallas_kernels
+from pallas_kernels.deltakv import Weights
+from pallas_kernels.deltakv_pools import DeltaPools
+from sparsejax.cache.codecs.deltakv import DeltaPages
 from sparsejax.cache.codecs.quantized import Codes, QuantizedPages
 from sparsejax.cache.segments import Segments
 
@@ -65,23 +68,11 @@ class CodedPages(NamedTuple):
         **options: Any,
     ) -> Attended:
         """Attention of one query per row over listed pages, the row's open page last in each list that is not empty."""
-        options["return_lse"] = True
+        lists = (page_ids, jnp.maximum(counts - 1, 0), lengths)
         sealed = pallas_kernels.quantized_decode_attention(
-            q,
-            *self[:3],
-            page_ids,
-            jnp.maximum(counts - 1, 0),
-            lengths,
-            logical_ids=logical_ids,
-            **options,
+            q, *self[:3], *lists, logical_ids=logical_ids, return_lse=True, **options
         )
-        size = self.open_k.shape[2]
-        held = jnp.where(lengths > 0, (lengths - 1) % size + 1, 0)
-        ids = jnp.broadcast_to(self.own[:, None], counts.shape)[..., None]
-        own = pallas_kernels.paged_decode_attention(
-            q, self.open_k, self.open_v, ids, jnp.minimum(counts, 1), held, **options
-        )
-        out, lse = pallas_kernels.merge_partials(sealed, own)
+        out, lse = _with_own_page(sealed, q, (self.open_k, self.open_v), self.own, counts, lengths, options)
         return (out, lse) if return_lse else out
 
     def given(
@@ -100,6 +91,32 @@ class CodedPages(NamedTuple):
         coded = _mass(q, self.k_pages, page_ids, sealed, lengths, lse, scales=self.scales, **options)
         raw = _mass(q, self.open_k, self.own[:, None, None], own, held, lse, **options)
         return (page_ids[:, 0], sealed, coded), (last, own, raw)
+
+class LatentPages(NamedTuple):
+    """Sealed pages as DeltaKV latents under one layer's compressor `weights`; `tables` lists all pages of each row, and
+    row b's open page is page ``own[b]`` of the `open` pools."""
+
+    sealed: DeltaPages
+    pools: DeltaPools
+    weights: Weights
+    tables: Int[Array, "B S"]
+    open_k: Float[Array, "R K P W"]
+    open_v: Float[Array, "R K P W"]
+    own: Int[Array, " B"]
+
+    def attention(
+        self,
+        q: Float[Array, "B H D"],
+        page_ids: Int[Array, "B 1 J"],
+        counts: Int[Array, "B 1"],
+        lengths: Int[Array, " B"],
+        **options: Any,
+    ) -> Float[Array, "B H D"]:
+        """Attention of one query per row over listed pages, the row's open page last in each list that is not empty."""
+        lists = (page_ids, jnp.maximum(counts - 1, 0), lengths)
+        sealed = self.sealed.decode_attention(q, self.pools, self.weights, self.tables, *lists, **options)
+        options.pop("logical_ids", None)
+        return _with_own_page(sealed, q, (self.open_k, self.open_v), self.own, counts, lengths, options)[0]
 
 
 class CodedChunks(NamedTuple):
@@ -122,9 +139,7 @@ class CodedChunks(NamedTuple):
     ) -> tuple[Float[Array, "T H D"], Float[Array, "T H"]]:
         """Attention of a ragged chunk, and its log-sum-exp."""
         sealed = self.sealed.prefill_attention(q, self.codes, page_ids, counts, lengths, starts, **options)
-        scratch, lists = (self.scratch_k, self.scratch_v), self.segments.page_lists()
-        own = pallas_kernels.paged_prefill_attention(q, *scratch, *lists, return_lse=True, **options)
-        return pallas_kernels.merge_partials(sealed, own)
+        return _with_own_segments(sealed, q, (self.scratch_k, self.scratch_v), self.segments, options)
 
     def given(
         self,
@@ -148,6 +163,62 @@ class CodedChunks(NamedTuple):
         ids, _, held, _ = cut.page_lists()
         raw = _mass(q, self.scratch_k, ids, own, held, lse, cut.starts, **options)
         return (page_ids[row, 0], before, given), (cut.pages[:, None], own, raw)
+
+
+class LatentChunks(NamedTuple):
+    """What the chunks of a step read under one layer's compressor: latents, and each token's own page."""
+
+    sealed: DeltaPages
+    pools: DeltaPools
+    weights: Weights
+    scratch_k: Float[Array, "S K P W"]
+    scratch_v: Float[Array, "S K P W"]
+    segments: Segments
+
+    def attention(
+        self,
+        q: Float[Array, "T H D"],
+        page_ids: Int[Array, "B 1 J"],
+        counts: Int[Array, "B 1"],
+        lengths: Int[Array, " B"],
+        starts: Int[Array, " B1"],
+        **options: Any,
+    ) -> tuple[Float[Array, "T H D"], Float[Array, "T H"]]:
+        """Attention of a ragged chunk, and its log-sum-exp."""
+        lists = (page_ids[:, 0], lengths, starts)
+        sealed = self.sealed.prefill_attention(q, self.pools, self.weights, *lists, **options)
+        return _with_own_segments(sealed, q, (self.scratch_k, self.scratch_v), self.segments, options)
+
+
+def _with_own_page(
+    sealed: tuple[Array, Array],
+    q: Float[Array, "B H D"],
+    opened: tuple[Array, Array | None],
+    own: Int[Array, " B"],
+    counts: Int[Array, "B Kl"],
+    lengths: Int[Array, " B"],
+    options: dict[str, Any],
+) -> tuple[Float[Array, "B H D"], Float[Array, "B H"]]:
+    """Attention over sealed pages put together with that over each row's open page, where its list is not empty."""
+    held = jnp.where(lengths > 0, (lengths - 1) % opened[0].shape[2] + 1, 0)
+    ids = jnp.broadcast_to(own[:, None], counts.shape)[..., None]
+    raw = pallas_kernels.paged_decode_attention(
+        q, *opened, ids, jnp.minimum(counts, 1), held, return_lse=True, **options
+    )
+    return pallas_kernels.merge_partials(sealed, raw)
+
+
+def _with_own_segments(
+    sealed: tuple[Array, Array],
+    q: Float[Array, "T H D"],
+    scratch: tuple[Array, Array | None],
+    segments: Segments,
+    options: dict[str, Any],
+) -> tuple[Float[Array, "T H D"], Float[Array, "T H"]]:
+    """Attention of chunks over sealed pages put together with that of each token over its own page."""
+    lists = segments.page_lists()
+    own = pallas_kernels.paged_prefill_attention(q, *scratch, *lists, return_lse=True, **options)
+    return pallas_kernels.merge_partials(sealed, own)
 
 
 def _mass(q: Array, k_pages: Array, *lists: Array, implementation: Any, **options: Any) -> Float[Array, "B K J P"]:

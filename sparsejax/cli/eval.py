@@ -27,7 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the first document (default: 0)")
     group.add_argument(
         "--presets", nargs="+", type=options.parse_value, metavar="NAME|JSON",
-        help="sparsity presets, or mappings such as '{\"preset\": \"turbo\", \"interval\": 1}' (default: all)",
+        help="sparsity presets, or mappings such as '{\"preset\": \"turbo\", \"interval\": 1}' (default: all "
+        "that need no training)",
     )  # fmt: skip
     group.add_argument("--budgets", nargs="+", metavar="B", help="tokens (2048) or share of prompt (0.25)")
     group.add_argument("--every-cell", action="store_true", help="all presets serve what dense has not learned, too")
@@ -42,11 +43,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from sparsejax.evaluation import plot
-    from sparsejax.evaluation.policies import make_policies, parse_budget
-    from sparsejax.sparsity.policy import PRESETS
+    from sparsejax.evaluation.policies import ANY_MODEL, make_policies, parse_budget
 
     budgets = args.budgets or (QUICK_BUDGETS if args.quick else BUDGETS)
-    policies = make_policies(args.presets or PRESETS, map(parse_budget, budgets))
+    policies = make_policies(args.presets or ANY_MODEL, map(parse_budget, budgets))
     if args.proxies:
         return proxies.run(args, policies)
     suite = make_suite(args)

@@ -20,17 +20,23 @@ from typing import Any
 
 from sparsejax.cli import show
 from sparsejax.errors import ConfigError, RequestError, SparseJaxError
+from sparsejax.serve.errors import Overloaded
 
 Send = Callable[[list[int]], Iterator[Any]]
 
 
 @dataclass
 class Answer:
-    """One request: seconds after its start at which tokens came, and how many came then."""
+    """One request: seconds after its start at which tokens came, and how many came then.
+
+    Attributes:
+        refused: the server said that it is busy.
+    """
 
     times: list[float] = field(default_factory=list)
     counts: list[int] = field(default_factory=list)
     error: str | None = None
+    refused: bool = False
 
     @property
     def good(self) -> bool:
@@ -97,7 +103,7 @@ def offer(send: Send, prompts: Sequence[list[int]], waits: Sequence[float]) -> t
     """Starts each prompt after its wait, reads every answer on a thread, and says how long all took."""
     answers = [Answer() for _ in prompts]
     threads = [
-        threading.Thread(target=_read, args=(send, prompt, answer), daemon=True)
+        threading.Thread(target=read_answer, args=(send, prompt, answer), daemon=True)
         for prompt, answer in zip(prompts, answers, strict=True)
     ]
     start = due = time.perf_counter()
@@ -110,7 +116,8 @@ def offer(send: Send, prompts: Sequence[list[int]], waits: Sequence[float]) -> t
     return answers, time.perf_counter() - start
 
 
-def _read(send: Send, prompt: list[int], answer: Answer) -> None:
+def read_answer(send: Send, prompt: list[int], answer: Answer) -> None:
+    """Sends one prompt and notes in `answer` what comes and when."""
     start = time.perf_counter()
     try:
         for output in send(prompt):
@@ -119,7 +126,7 @@ def _read(send: Send, prompt: list[int], answer: Answer) -> None:
                 answer.times.append(time.perf_counter() - start)
                 answer.counts.append(count)
     except (SparseJaxError, OSError) as error:
-        answer.error = f"{type(error).__name__}: {error}"
+        answer.error, answer.refused = f"{type(error).__name__}: {error}", isinstance(error, Overloaded)
 
 
 def summary(answers: Sequence[Answer], seconds: float, first_slo: float, token_slo: float) -> dict[str, float]:
@@ -131,6 +138,7 @@ def summary(answers: Sequence[Answer], seconds: float, first_slo: float, token_s
     figures: dict[str, float] = {
         "completed": len(good),
         "failed": len(answers) - len(good),
+        "refused": sum(answer.refused for answer in answers),
         "duration": seconds,
         "total_output_tokens": sum(answer.tokens for answer in good),
         "request_throughput": len(good) / seconds,
@@ -166,7 +174,8 @@ def percentile(values: Sequence[float], share: float) -> float:
 
 
 def as_rows(figures: dict[str, float]) -> Iterator[tuple[str, str]]:
-    yield "requests", f"{figures['completed']} answered, {figures['failed']} failed, in {figures['duration']:.1f} s"
+    failed = f"{figures['failed']} failed ({figures['refused']} refused as too many)"
+    yield "requests", f"{figures['completed']} answered, {failed}, in {figures['duration']:.1f} s"
     rates = f"{figures['request_throughput']:.2f}, of which {figures['request_goodput']:.2f} within the objectives"
     yield "requests/s", rates
     yield "tokens/s", f"{figures['output_throughput']:.1f}"

@@ -22,6 +22,7 @@ GROUPS = {
     },
     "Look at this machine": {
         "eval": "measure quality against KV bytes on long-context tasks",
+        "calibrate": "choose the layers that select for the others, for a model of yours",
         "bench": "measure throughput and latency of a model here",
         "memory": "what a model and its KV cache need, and how many sequences fit",
         "doctor": "check versions, devices, kernels, caches and a model",

@@ -1,16 +1,18 @@
 """What a model and its KV cache need and how many sequences fit, before anything is loaded.
 
 sparsejax memory --model path/or/hub-id --length 8192 --length 131072
+sparsejax memory --model path/or/hub-id --sparsity deltakv --latent 512 --filter-layers 0 1 2 8 18
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from sparsejax.cli import options, show
+from sparsejax.errors import ConfigError
 
 LENGTHS = (4096, 32768, 131072)
 
@@ -22,6 +24,7 @@ class Need:
     Attributes:
         room: what is left for KV pages beside the weights; or what ``kv_memory_bytes`` allows.
         sequences: sequence length in tokens -> how many such sequences the room holds.
+        parts: under DeltaKV, bytes by component that the longest of these sequences holds, and in dense pages.
     """
 
     dtype: str
@@ -32,6 +35,7 @@ class Need:
     room: int
     room_source: str
     sequences: dict[int, int]
+    parts: dict[str, int] = field(default_factory=dict)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,6 +46,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         metavar="N",
         help="sequence length in tokens; may be repeated (default: 4096, 32768, 131072 and the longest)",
+    )
+    group.add_argument("--latent", type=int, metavar="C", help="DeltaKV without a compressor: latent width of a layer")
+    group.add_argument(
+        "--filter-layers", type=int, nargs="+", metavar="L", help="DeltaKV without a compressor: layers without latents"
     )
     group.add_argument("--json", action="store_true", help="print the figures as JSON")
     options.add_engine_options(parser)
@@ -56,7 +64,8 @@ def run(args: argparse.Namespace) -> int:
     model = load_config(path)
     longest = config.max_model_len or model.max_position_embeddings
     lengths = args.length or [n for n in LENGTHS if n < longest] + [longest]
-    need = measure(config, model, stored_dtype(path), sorted({max(n, 1) for n in lengths}))
+    plan = plan_of(config, model, path, args.latent, args.filter_layers)
+    need = measure(config, model, stored_dtype(path), sorted({max(n, 1) for n in lengths}), plan)
     print(json.dumps(asdict(need), indent=2) if args.json else as_text(need, config.page_size, str(path)))
     return 0
 
@@ -69,9 +78,33 @@ def stored_dtype(path: Any) -> str:
     return raw.get("dtype") or raw.get("torch_dtype") or "bfloat16"
 
 
-def measure(config: Any, model: Any, stored: str, lengths: list[int]) -> Need:
-    """The needs of ``model`` (a DecoderConfig) under ``config`` (an EngineConfig) on this machine."""
+def plan_of(config: Any, model: Any, path: Any, latent: int | None, filters: list[int] | None) -> Any:
+    """How DeltaKV stores the cache, if the engine uses it: as its compressor says, or as the flags do."""
+    from pallas_kernels.deltakv import Grid
+    from sparsejax.cache.codecs.compressor import read_shapes
+    from sparsejax.cache.plan import Plan
+    from sparsejax.engine.latents import beside
+    from sparsejax.sparsity.policy import declared
+
+    policy = declared(config.sparsity)[0]
+    if policy.codec != "deltakv":
+        return None
+    if latent is not None and filters is not None:
+        return Plan(Grid(config.page_size), latent, tuple(filters), policy.filter_codec or "int4")
+    compressor = policy.compressor or beside(path)
+    if compressor is None:
+        raise ConfigError(
+            "codec='deltakv' needs a compressor, and there is none beside the model: name its folder in --sparsity, or "
+            "say what it would be with --latent and --filter-layers."
+        )
+    return Plan.of(*read_shapes(compressor), model.num_layers, policy.filter_codec)
+
+
+def measure(config: Any, model: Any, stored: str, lengths: list[int], plan: Any = None) -> Need:
+    """The needs of ``model`` (a DecoderConfig) under ``config`` (an EngineConfig) on this machine; `plan` is that of
+    DeltaKV."""
     from sparsejax.cache.group import make_group
+    from sparsejax.cache.plan import cache_bytes
     from sparsejax.engine.table import StepTable
     from sparsejax.models.loaded import resolve_dtype
     from sparsejax.models.params import param_count
@@ -81,7 +114,10 @@ def measure(config: Any, model: Any, stored: str, lengths: list[int]) -> Need:
     weights = param_count(model) * dtype.itemsize
     rows = StepTable.build(config.max_num_seqs, config.max_num_batched_tokens, config.num_decode_steps).max_rows
     codec = declared(config.sparsity)[0].codec
-    group = make_group(model, config.page_size, dtype, 1, codec=codec, num_rows=rows)
+    if plan is None:
+        group, parts = make_group(model, config.page_size, dtype, 1, codec=codec, num_rows=rows), {}
+    else:
+        group, parts = plan.group(model, dtype, 1, rows), cache_bytes(model, plan, lengths[-1], dtype)
     page_bytes = group.page_bytes
     if config.kv_memory_bytes is not None:
         room, source = config.kv_memory_bytes, "kv_memory_bytes"
@@ -99,6 +135,7 @@ def measure(config: Any, model: Any, stored: str, lengths: list[int]) -> Need:
         room=room,
         room_source=source,
         sequences={length: pages // -(-length // config.page_size) for length in lengths},
+        parts=parts,
     )
 
 
@@ -125,6 +162,13 @@ def as_text(need: Need, page_size: int, path: str) -> str:
             for length, count in need.sequences.items()
         ),
     ]
+    if need.parts:
+        dense = need.parts["dense"]
+        rows += [
+            (f"  {name}", f"{show.size(held)}, {100 * held / dense:.1f}% of dense pages")
+            for name, held in need.parts.items()
+            if held and name != "dense"
+        ]
     lines = [path, show.table(rows)]
     if 0 in need.sequences.values():
         lines.append("Where none fits: free memory, give --kv-memory-bytes, or take a smaller model or dtype.")

@@ -12,8 +12,10 @@ from typing import Any
 
 from sparsejax.engine.request import CompletionOutput, RequestOutput, SamplingParams
 from sparsejax.errors import RequestError
+from sparsejax.serve.errors import Overloaded
 
 TIMEOUT = 600.0
+BUSY = (429, 503)
 
 
 class RemoteEngine:
@@ -25,7 +27,7 @@ class RemoteEngine:
         key: API key, or None.
 
     Raises:
-        RequestError: nobody answers there, or the key is wrong.
+        RequestError: nobody answers there, or the key is wrong. Overloaded: it takes nothing now.
     """
 
     tokenizer = SimpleNamespace(chat_template="the server's")
@@ -85,7 +87,10 @@ class RemoteEngine:
             request = urllib.request.Request(self._url + path, data, self._headers)
             return urllib.request.urlopen(request, timeout=TIMEOUT)
         except urllib.error.HTTPError as error:
-            raise RequestError(f"{self._url}{path} answered {error.code}: {_message(error)}") from error
+            text = f"{self._url}{path} answered {error.code}: {_message(error)}"
+            if error.code in BUSY:
+                raise Overloaded(text, float(error.headers.get("Retry-After", 1))) from error
+            raise RequestError(text) from error
         except (OSError, ValueError) as error:
             raise RequestError(f"{self._url}{path} cannot be reached: {error}. Check --url.") from error
 

@@ -18,14 +18,16 @@ from sparsejax.engine.detokenizer import Detokenizer, TextDecoder
 from sparsejax.engine.grammar import Grammars
 from sparsejax.engine.interrupt import deferred_interrupt
 from sparsejax.engine.params import SamplingParams
+from sparsejax.engine.plan import StepPlan
 from sparsejax.engine.policies import Policies
 from sparsejax.engine.prompts import Prompt, check_length
 from sparsejax.engine.reads import count_reads
 from sparsejax.engine.request import RequestOutput
 from sparsejax.engine.rows import mix_seed, pack_bias, pack_row
 from sparsejax.engine.runner import Runner
-from sparsejax.engine.scheduler import Limits, Scheduler, StepPlan
+from sparsejax.engine.scheduler import Limits, Scheduler
 from sparsejax.engine.sequence import Sequence
+from sparsejax.engine.tiers import PageTiers
 from sparsejax.engine.timings import Timings
 from sparsejax.engine.tracker import Choice, Tracker, needs_full_sampler
 from sparsejax.errors import CapacityError, RequestError
@@ -38,6 +40,7 @@ class _InFlight:
 
     plan: StepPlan
     outputs: Any
+    started: float
 
 
 class EngineCore:
@@ -50,7 +53,7 @@ class EngineCore:
     def __init__(
         self,
         runner: Runner,
-        allocator: PageAllocator,
+        allocators: tuple[PageAllocator, ...],
         limits: Limits,
         *,
         max_model_len: int,
@@ -61,9 +64,13 @@ class EngineCore:
         cache: PrefixCache,
         prefix_caching: bool = True,
         cache_outputs: bool = False,
+        tiers: PageTiers | None = None,
     ):
         self.runner = runner
-        self.scheduler = Scheduler(limits, allocator, cache)
+        self.tiers = tiers
+        if tiers is not None:
+            cache.on_evict = tiers.write_back
+        self.scheduler = Scheduler(limits, allocators, cache, tiers)
         self.max_model_len = max_model_len
         self.tokenizer = tokenizer
         self._text = None if tokenizer is None else TextDecoder(tokenizer)
@@ -80,6 +87,7 @@ class EngineCore:
         self._forks: dict[Sequence, list[Sequence]] = {}
         self._bad_words: dict[Sequence, BadWords] = {}
         self._in_flight: _InFlight | None = None
+        self._last_read = 0.0
         self._undelivered: list[RequestOutput] = []
 
     @property
@@ -111,7 +119,7 @@ class EngineCore:
         self._arrivals += 1
         bad_words = self._compile_bad_words(params)
         policy = self._policies.of(params, len(prompt.token_ids))
-        eviction = policy.keep.eviction(prompt.num_compressed)
+        eviction = self._policies.eviction(params, prompt.num_compressed)
         # Every prompt token's logits are wanted where prompt_logprobs are: nothing of it may be skipped.
         skippable = 0 if params.prompt_logprobs is not None else policy.keep.skippable(prompt.num_compressed)
         root = self.scheduler.prefixes.cache.root(params.cache_salt) if self._prefix_caching else None
@@ -121,7 +129,8 @@ class EngineCore:
             sequence = Sequence(
                 list(prompt.token_ids), max_tokens, (priority, self._arrivals, index),
                 needs_history=bad_words.needs_history or rule is not None, eviction=eviction,
-                root=root, most_cached=skippable, shares_outputs=self._cache_outputs and policy.kind is ALL,
+                num_groups=len(self.scheduler.allocators), root=root, most_cached=skippable,
+                shares_outputs=self._cache_outputs and policy.kind is ALL,
             )  # fmt: skip
             choice = Choice(
                 index,
@@ -152,21 +161,23 @@ class EngineCore:
         if params.structured_outputs is not None:
             self._grammars.compile(params.structured_outputs)
         total = len(prompt.token_ids) + self._room(prompt, params)
-        size, capacity = self.scheduler.limits.page_size, self.scheduler.allocator.capacity
+        size, allocators = self.scheduler.limits.page_size, self.scheduler.allocators
         eviction = self._policies.eviction(params, prompt.num_compressed)
-        pages = eviction.peak_pages(total, size) if eviction else -(-total // size)
-        if pages > capacity:
-            raise CapacityError(
-                f"the request may reach {total} tokens = {pages} pages of {size}, but the KV pool has "
-                f"{capacity}: lower max_tokens, shorten the prompt, or raise kv_memory_bytes."
-            )
+        peaks = eviction.peak_pages(total, size) if eviction else (-(-total // size),) * len(allocators)
+        for pages, allocator in zip(peaks, allocators, strict=True):
+            if pages > allocator.capacity:
+                raise CapacityError(
+                    f"the request may reach {total} tokens = {pages} pages of {size}, but the KV pool has "
+                    f"{allocator.capacity}: lower max_tokens, shorten the prompt, or raise kv_memory_bytes."
+                )
 
     def _room(self, prompt: Prompt, params: SamplingParams) -> int:
         """How many tokens the request may generate; without ``max_tokens`` what the pool can hold ends it too."""
         room = check_length(len(prompt.token_ids), params, self.max_model_len)
         if params.max_tokens is not None:
             return room
-        pool = self.scheduler.allocator.capacity * self.scheduler.limits.page_size
+        pages = min(allocator.capacity for allocator in self.scheduler.allocators)
+        pool = pages * self.scheduler.limits.page_size
         return max(min(room, pool - len(prompt.token_ids)), 1)
 
     def abort(self, request_ids: Iterable[str]) -> list[RequestOutput]:
@@ -201,6 +212,8 @@ class EngineCore:
 
     def _advance(self) -> list[RequestOutput]:
         plan = self.scheduler.schedule()
+        if plan is None and self._in_flight is None and self.scheduler.restores:
+            self.scheduler.restores.wait()
         started = self._dispatch(plan) if plan else None
         finished, self._in_flight = self._in_flight, started
         return self._collect(finished) if finished else []
@@ -210,6 +223,13 @@ class EngineCore:
         if self._in_flight:
             jax.block_until_ready(self._in_flight.outputs)
             self._in_flight = None
+
+    def close(self) -> None:
+        """Ends every request and leaves cached pages on the disk, where there is one."""
+        self.abort(self.request_ids())
+        self.drain()
+        if self.tiers is not None:
+            self.tiers.close([(cached.hash, cached.page) for cached in self.scheduler.prefixes.cache])
 
     def _dispatch(self, plan: StepPlan) -> _InFlight | None:
         now = time.monotonic()
@@ -237,12 +257,14 @@ class EngineCore:
         if not plan.num_tokens:
             self.runner.cut_caches(plan)
             return None
+        started = time.perf_counter()
         outputs = self.runner.dispatch(plan, greedy, prompt_logprobs)
         for chunk in plan.chunks:
             self._fork(chunk.sequence)
         for sequence in plan.decode:
             self._fork(sequence)
         self.counters["steps"] += 1
+        self.counters["passes"] += plan.num_steps
         self.counters["computed_tokens"] += plan.num_tokens
         self.timings.step_tokens.add(plan.num_tokens)
         queries = len(plan.decode) * plan.num_steps
@@ -253,7 +275,7 @@ class EngineCore:
             self.counters["decode_queries"] += queries
             self.counters["decode_tiles_held"] += tiles
             self.counters["decode_tiles_read"] += tiles
-        return _InFlight(plan, outputs)
+        return _InFlight(plan, outputs, started)
 
     def _row_values(self, sequence: Sequence, tracker: Tracker, choice: Choice) -> dict:
         return pack_row(
@@ -289,6 +311,8 @@ class EngineCore:
 
     def _collect(self, step: _InFlight) -> list[RequestOutput]:
         results = self.runner.read(step.outputs)
+        if self.tiers is not None:
+            self._note_cost(step)
         if results.reads is not None:
             count_reads(results.reads, self.counters)
         touched: dict[Tracker, None] = {}
@@ -308,6 +332,14 @@ class EngineCore:
                     break
             self._note_tokens(tracker, choice, len(choice.token_ids) - before)
         return self._report(touched)
+
+    def _note_cost(self, step: _InFlight) -> None:
+        """What a page of prompt took to compute: steps overlap, so a step's time begins where the last one's ended."""
+        now = time.perf_counter()
+        if step.plan.chunks:
+            pages = step.plan.num_tokens / self.scheduler.limits.page_size
+            self.tiers.costs.note("compute", now - max(step.started, self._last_read), pages)
+        self._last_read = now
 
     def _note_tokens(self, tracker: Tracker, choice: Choice, count: int) -> None:
         """Counts the tokens that a step brought for an output, and when they came."""

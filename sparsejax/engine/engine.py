@@ -208,8 +208,10 @@ class Engine:
         return self.core.has_unfinished
 
     def memory(self) -> dict[str, int]:
-        """Bytes of the device arrays that exist, by component; the parts sum to ``total``."""
-        parts = self.core.runner.memory()
+        """Bytes by component: of the device arrays that exist, and of the pages in each tier below; the parts sum to
+        ``total``."""
+        core = self.core
+        parts = core.runner.memory() | (core.tiers.memory() if core.tiers else {})
         return {**parts, "total": sum(parts.values())}
 
     def stats(self) -> dict[str, int | float]:
@@ -219,8 +221,7 @@ class Engine:
     def shutdown(self) -> None:
         """Aborts what runs and gives the device memory back. Calling it twice is fine."""
         if self._core is not None:
-            self._core.abort(self._core.request_ids())
-            self._core.drain()
+            self._core.close()
             self._core = None
 
     def __enter__(self) -> Engine:

@@ -22,7 +22,7 @@ class Prefixes:
 
     def __init__(self, cache: PrefixCache, allocator: PageAllocator, copies: bool):
         self.cache = cache
-        self._allocator = allocator
+        self.allocator = allocator
         self._copies = copies
         self._coming: dict[bytes, Sequence] = {}
 
@@ -32,11 +32,7 @@ class Prefixes:
             return True
         if sequence.awaits in self._coming:
             return False
-        size, most = self.cache.page_size, len(sequence.tokens) - 1
-        if sequence.most_cached is not None:
-            most = min(most, sequence.most_cached)
-        self.cache.extend(sequence.root, sequence.hashes, sequence.tokens[: sequence.num_prompt])
-        wanted = sequence.hashes[: max(most, 0) // size]
+        wanted = self.wanted(sequence)
         pages = self.cache.match(wanted)
         sequence.awaits = None
         for hash in wanted[len(pages) :]:
@@ -45,25 +41,70 @@ class Prefixes:
             sequence.awaits = hash
         if sequence.awaits is not None:
             return False
-        sequence.num_published, sequence.num_computed = len(pages), len(pages) * size
+        self.hold(sequence, pages)
         if self._copies:
             parent = sequence.hashes[len(pages) - 1] if pages else sequence.root
-            page, count = self.cache.partial(parent, sequence.tokens[sequence.num_computed : most])
+            page, count = self.cache.partial(parent, sequence.tokens[sequence.num_computed : self._most(sequence)])
             if count:
-                pages.append(page)
+                self.allocator.share([page])
+                sequence.pages.append(page)
                 sequence.num_computed += count
-        self._allocator.share(pages)
-        sequence.pages = pages
-        sequence.num_cached = sequence.num_computed
+                sequence.num_cached = sequence.num_computed
         return True
+
+    def wanted(self, sequence: Sequence) -> list[bytes]:
+        """Hashes of the full pages that a sequence may start from."""
+        self.cache.extend(sequence.root, sequence.hashes, sequence.tokens[: sequence.num_prompt])
+        return sequence.hashes[: self._most(sequence) // self.cache.page_size]
+
+    def _most(self, sequence: Sequence) -> int:
+        """Leading tokens that a sequence may take from the cache."""
+        most = len(sequence.tokens) - 1
+        return most if sequence.most_cached is None else max(min(most, sequence.most_cached), 0)
+
+    def hold(self, sequence: Sequence, pages: list[int]) -> None:
+        """Gives a waiting sequence the next `pages`, which are cached, to start from."""
+        self.allocator.share(pages)
+        self._start_from(sequence, pages)
+
+    def adopt(self, sequence: Sequence, pages: list[int]) -> None:
+        """As `hold`, of pages that the sequence alone has and that are cached from now."""
+        size = self.cache.page_size
+        for index, page in enumerate(pages, len(sequence.pages)):
+            parent = sequence.hashes[index - 1] if index else sequence.root
+            tokens = sequence.tokens[index * size : (index + 1) * size]
+            owned = bool(sequence.owner) and (index + 1) * size > sequence.num_prompt
+            self.cache.insert(parent, sequence.hashes[index], tokens, page, owned)
+        self._start_from(sequence, pages)
+
+    def _start_from(self, sequence: Sequence, pages: list[int]) -> None:
+        sequence.pages = [*sequence.pages, *pages]
+        sequence.num_published = len(sequence.pages)
+        sequence.num_computed = len(sequence.pages) * self.cache.page_size
+        sequence.num_cached = sequence.num_computed
+
+    def is_coming(self, hash: bytes) -> bool:
+        """Whether a page will soon be cached."""
+        return hash in self._coming
+
+    def announce(self, sequence: Sequence, hashes: list[bytes]) -> None:
+        """Pages that `sequence` is about to publish: others wait for them."""
+        for hash in hashes:
+            self._coming.setdefault(hash, sequence)
+
+    def withdraw(self, sequence: Sequence, hashes: list[bytes]) -> None:
+        """Nobody needs to wait any longer for what `sequence` has announced of `hashes`."""
+        for hash in hashes:
+            if self._coming.get(hash) is sequence:
+                del self._coming[hash]
 
     def started(self, sequence: Sequence) -> None:
         """Announces the pages that a sequence which starts to run will publish."""
         if sequence.root is None or not sequence.publishes:
             return
         soon = sequence.num_computed + sequence.most_computable(sequence.num_uncomputed)
-        for hash in sequence.hashes[sequence.num_published : min(soon, sequence.num_prompt) // self.cache.page_size]:
-            self._coming.setdefault(hash, sequence)
+        full = min(soon, sequence.num_prompt) // self.cache.page_size
+        self.announce(sequence, sequence.hashes[sequence.num_published : full])
 
     def publish(self, sequence: Sequence) -> None:
         """Caches the shareable pages that a sequence has filled since."""
@@ -87,9 +128,7 @@ class Prefixes:
     def stop(self, sequence: Sequence) -> None:
         """A sequence publishes nothing more: its pages are about to go, or hold other tokens than their number says."""
         sequence.publishes = False
-        for hash in sequence.hashes[sequence.num_published :]:
-            if self._coming.get(hash) is sequence:
-                del self._coming[hash]
+        self.withdraw(sequence, sequence.hashes[sequence.num_published :])
 
     def _add(self, sequence: Sequence, num_tokens: int, owner: bytes = b"") -> None:
         size = self.cache.page_size
@@ -104,5 +143,4 @@ class Prefixes:
                 self.stop(sequence)  # later pages would hang on one that it does not read
                 return
             sequence.num_published += 1
-            if self._coming.get(hash) is sequence:
-                del self._coming[hash]
+            self.withdraw(sequence, [hash])

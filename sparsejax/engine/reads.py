@@ -12,8 +12,11 @@ def count_reads(reads: Reads, counters: Counter[str]) -> None:
     counters["decode_queries"] += int((reads.tiles[..., 0] > 0).sum())
     for name, tiles in zip(("held", "read"), reads.tiles.sum((0, 1)).tolist(), strict=True):
         counters[f"decode_tiles_{name}"] += tiles
+    for name, lists in zip(("by_top_p", "at_budget"), reads.capped.sum((0, 1)).tolist(), strict=True):
+        counters[f"lists_{name}"] += lists
     if reads.recall is None:
         return
+    counters["recall_checks"] += int((reads.recall >= 0).any(-1).sum())
     for name, rows in zip(("widened", "dropped"), reads.more.sum((0, 1)).tolist(), strict=True):
         counters[f"budgets_{name}"] += rows
     for layer, captured in enumerate(reads.recall.reshape(-1, reads.recall.shape[-1]).T):

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int
 from pallas_kernels.dispatch import Implementation
 from sparsejax.cache.coded import CodedKV
 from sparsejax.cache.group import CacheGroup
+from sparsejax.cache.latent import LatentKV
 from sparsejax.cache.layout import CodedLayout
 from sparsejax.cache.paged import PagedKV
 from sparsejax.engine.sampler import SamplingRows
@@ -27,12 +28,14 @@ class Reads(NamedTuple):
 
     Attributes:
         tiles: int32 ``[B, 2]``: tiles (a page of one KV head of one layer) that each row holds, and that it read.
+        capped: int32 ``[B, 2]``: lists that a `top_p` made, and those of them that fill the budget.
         recall: float32 ``[B, L]``: the share of attention probability that it captured, -1 where that was not
             measured; None where no policy measures it.
         more: int32 ``[B, 2]``: 1 for rows whose budget grew for that, and for those that read everything from now.
     """
 
     tiles: Array
+    capped: Array
     recall: Array | None = None
     more: Array | None = None
 
@@ -43,7 +46,7 @@ class DeviceState:
     """Pools, page tables and per-row state of ``max_num_seqs`` rows and one spare row for padding.
 
     Attributes:
-        tables: physical page ids by row and logical index.
+        tables: physical page ids by row and logical index, the tables of the cache groups side by side.
         last_tokens: the newest token of each row, the next decode step's input.
         sampling: sampling parameters and output counts of each row; its ``step`` is filled in by the step.
         policy: what each row reads of its pages; None where every row reads all.
@@ -87,10 +90,10 @@ class DeviceState:
         )
 
     def cut(
-        self, evictor: Evictor, row: Array, length: Array, kept: Array, at: Array, new_pages: Int[Array, " C"]
+        self, evictor: Evictor, row: Array, length: Array, kept: Array, at: Array, new_pages: Int[Array, "Gr C"]
     ) -> DeviceState:
-        """Cuts the cache of one row, whose table still lists its old pages; see `Evictor.evict`."""
-        kv = evictor.evict(self.kv, self.keep, row, self.tables[row], length, kept, at, new_pages)
+        """Cuts the cache of one row, whose tables still list its old pages; see `Evictor.evict`."""
+        kv = evictor.evict(self.kv, self.keep, row, self.tables_of(row), length, kept, at, new_pages)
         return replace(self, kv=kv.without_row(row))
 
     def after_step(self, rows: Int[Array, " R"], handed: Handed | None) -> tuple[DeviceState, Reads | None]:
@@ -99,9 +102,14 @@ class DeviceState:
             return self, None
         selector = self.kv.selector
         if not selector.samples:
-            return self, Reads(handed.tiles)
+            return self, Reads(handed.tiles, handed.capped)
         policy, more = self.policy.guarded(rows, handed.recall, selector.width)
-        return replace(self, policy=policy), Reads(handed.tiles, handed.recall, more)
+        return replace(self, policy=policy), Reads(handed.tiles, handed.capped, handed.recall, more)
+
+    def tables_of(self, rows: Int[Array, "*B"]) -> Int[Array, "*B Gr S"]:
+        """Page tables of rows in each cache group."""
+        tables = self.tables[rows]
+        return tables.reshape(*rows.shape, len(self.kv.groups), -1)
 
     def with_tables(self, tables: Int[Array, "B S"]) -> DeviceState:
         return replace(self, tables=tables)
@@ -123,13 +131,13 @@ class DeviceState:
         sampling = self.sampling
         return replace(self, sampling=replace(sampling, allowed=sampling.allowed.at[rows].set(masks)))
 
-    def copy_pages(self, source: Int[Array, " C"], target: Int[Array, " C"]) -> DeviceState:
+    def copy_pages(self, source: Int[Array, "Gr C"], target: Int[Array, "Gr C"]) -> DeviceState:
         return replace(self, kv=self.kv.copy_pages(source, target))
 
 
 def initial_state(
     config: DecoderConfig,
-    group: CacheGroup,
+    groups: tuple[CacheGroup, ...],
     *,
     num_rows: int,
     table_width: int,
@@ -138,20 +146,27 @@ def initial_state(
     selector: Selector | None = None,
     evictor: Evictor | None = None,
 ) -> DeviceState:
-    """Zeroed pools and tables for `num_rows` rows plus the spare one; `sampling` has that many rows already."""
-    pools = tuple(group.layout.zeros() for _ in group.layers)
-    bounds = tuple(None if selector is None else selector.initial_bounds(group.layout) for _ in group.layers)
-    observed = tuple(
-        None if evictor is None else evictor.nothing_seen(num_rows + 1, group.layout) for _ in group.layers
+    """Zeroed pools and tables for `num_rows` rows plus the spare one; `sampling` has that many rows already.
+
+    `groups` hold the layers in order; each row has a table of `table_width` pages in each of them.
+    """
+    layouts = [layout for group in groups for layout in group.layouts]
+    pools = tuple(layout.zeros() for layout in layouts)
+    bounds = tuple(None if selector is None else selector.initial_bounds(layout) for layout in layouts)
+    observed = tuple(None if evictor is None else evictor.nothing_seen(num_rows + 1, layout) for layout in layouts)
+    carried = tuple(
+        None if selector is None or layout.latent else selector.initial_carried(num_rows + 1, layout)
+        for layout in layouts
     )
-    lists = tuple(None if selector is None else selector.initial_lists(num_rows + 1) for _ in group.layers)
-    kind = CodedKV if isinstance(group.layout, CodedLayout) else PagedKV
+    coded = CodedKV if isinstance(layouts[0], CodedLayout) else PagedKV
+    kind = LatentKV if any(layout.latent for layout in layouts) else coded
     kv = kind(
-        pools, bounds, lists, observed, group, config.windows, config.attn_soft_cap, implementation, selector
-    )
+        pools, bounds, carried, observed, groups[0], config.windows, config.attn_soft_cap, implementation, selector,
+        deeper=groups[1:],
+    )  # fmt: skip
     return DeviceState(
         kv,
-        tables=jnp.zeros((num_rows + 1, table_width), jnp.int32),
+        tables=jnp.zeros((num_rows + 1, len(groups) * table_width), jnp.int32),
         last_tokens=jnp.zeros(num_rows + 1, jnp.int32),
         sampling=sampling,
         policy=None if selector is None else PolicyRows.neutral(num_rows + 1, config.num_layers),
@@ -165,8 +180,9 @@ def state_bytes(state: DeviceState) -> dict[str, int]:
     def total(tree) -> int:
         return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
 
+    lists = [carried and carried.lists for carried in state.kv.carried]
     return {
         **{name: total(arrays) for name, arrays in state.kv.parts().items()},
         "page_tables": total(state.tables),
-        "sampling_rows": total((state.last_tokens, state.sampling, state.policy, state.keep, state.kv.lists)),
+        "sampling_rows": total((state.last_tokens, state.sampling, state.policy, state.keep, lists)),
     }

@@ -26,7 +26,7 @@ def load_pyplot() -> Any:
     return pyplot
 
 
-KINDS = {"held": "held by decode steps", "read": "read by a decode step"}
+KINDS = {"held": "held by decode steps", "step": "read by a decode step"}
 MEGABYTE = 1e6
 
 

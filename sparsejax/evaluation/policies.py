@@ -47,10 +47,12 @@ class Policy:
 
 
 DENSE = Policy(BASELINE)
+ANY_MODEL = tuple(name for name, preset in PRESETS.items() if preset.codec != "deltakv")
+"""Presets that every model can be served under: the others need something trained for it."""
 
 
 def make_policies(
-    presets: Iterable[str | Mapping[str, Any]] = PRESETS, budgets: Iterable[int | float] = ()
+    presets: Iterable[str | Mapping[str, Any]] = ANY_MODEL, budgets: Iterable[int | float] = ()
 ) -> tuple[Policy, ...]:
     """Every preset at every budget, dense once and first: all else is compared with it.
 

@@ -22,6 +22,7 @@ from sparsejax.evaluation.policies import DENSE, Policy, by_codec
 from sparsejax.evaluation.watched import Recorded, Shape, Watched, decode_batch
 from sparsejax.models.decoder import Decoder
 from sparsejax.models.loader import LoadedModel
+from sparsejax.sparsity.calibration import read_filters, with_filters
 from sparsejax.sparsity.eviction import EVEN_IN_PROMPTS, Keep
 from sparsejax.sparsity.policy import SparsityConfig
 from sparsejax.sparsity.rows import PolicyRows, pack_policy
@@ -86,7 +87,8 @@ def probe(
     config = dataclasses.replace(config or EngineConfig(), max_model_len=len(token_ids))
     replies = greedy_replies(model, token_ids[:num_prompt], policies, steps, config)
     shape = _shape(model, len(token_ids), config.page_size)
-    configs = tuple(SparsityConfig.coerce(policy.sparsity) for policy in policies)
+    configs = [SparsityConfig.coerce(policy.sparsity) for policy in policies]
+    configs = [with_filters(config, partial(read_filters, model)) for config in configs]
     selector = Selector.of(configs, config.page_size, model.config.num_kv_heads, len(token_ids))
     tokens = jnp.asarray(token_ids, jnp.int32)
     decoder = Decoder(model.config, model.dtype)

@@ -52,7 +52,8 @@ def _policy(evaluation: Evaluation, result: PolicyResult) -> list[str]:
         )
     for kv in result.kv:
         held = f"{kv.held:,.0f} bytes held ({kv.per_token:,.0f} per token), {kv.peak:,} at the peak"
-        step = f"{kv.read:,.0f} read by a decode step of {1e3 * kv.seconds:.1f} ms"
+        bounds = f" and {kv.bounds:,.0f} of key bounds" if kv.bounds else ""
+        step = f"{kv.read:,.0f}{bounds} read by a decode step of {1e3 * kv.seconds:.1f} ms"
         lines.append(f"  KV at {kv.length} tokens: {held}, {step}")
     rate = f"{result.tokens_per_second:,.0f} tokens/s (prompts and replies)"
     less = f"{summary.saving:.2f} times fewer bytes read, {summary.compression:.2f} times fewer held"
@@ -117,6 +118,7 @@ def _policy_json(evaluation: Evaluation, result: PolicyResult) -> dict[str, Any]
                 "held_bytes": kv.held,
                 "peak_bytes": kv.peak,
                 "read_bytes": kv.read,
+                "bounds_bytes": kv.bounds,
                 "timing": {"step_seconds": round(kv.seconds, 6)},
             }
             for kv in result.kv

@@ -34,7 +34,8 @@ class CellResult:
 class KvBytes:
     """KV bytes that the engine reports for one sequence of `length` prompt tokens served alone.
 
-    `held` and `read` by an average decode step, which takes `seconds`; `peak` the most that was held at any time.
+    `held` and `read` by an average decode step, which takes `seconds`; `peak` the most that was held at any time;
+    `bounds` what such a step reads of key bounds to select by them, which `read` leaves out.
     """
 
     length: int
@@ -42,10 +43,16 @@ class KvBytes:
     peak: int
     read: float
     seconds: float
+    bounds: float = 0.0
 
     @property
     def per_token(self) -> float:
         return self.held / self.length
+
+    @property
+    def step(self) -> float:
+        """All that a decode step reads."""
+        return self.read + self.bounds
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ class Summary:
     """One policy over the learned cells.
 
     At the longest length, `compression` is dense bytes held over bytes held, `saving` the same of bytes that a decode
-    step reads. Keeping less saves both, selecting saves reads only.
+    step reads, key bounds included. Keeping less saves both, selecting saves reads only.
     """
 
     result: PolicyResult
@@ -61,7 +61,7 @@ def summarize(evaluation: Evaluation, result: PolicyResult) -> Summary:
             differences.append(Difference(cell, *paired_difference(cell.right, dense.right)))
     mean = sum(cell.accuracy for cell in cells) / len(cells) if cells else 0.0
     worst = min(cells, key=lambda cell: cell.accuracy, default=None)
-    held, read = (_ratio(evaluation, result, kind) for kind in ("held", "read"))
+    held, read = (_ratio(evaluation, result, kind) for kind in ("held", "step"))
     return Summary(result, mean, worst, tuple(differences), held, read)
 
 

@@ -5,6 +5,7 @@ Numbers are read when they are asked for; nothing is counted twice and nothing i
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from itertools import accumulate
 
@@ -24,7 +25,22 @@ GAUGES = {
     "kv_live_bytes": "KV bytes in use.",
     "kv_page_bytes": "Bytes of a KV page over all layers.",
 }
-"""What of `Engine.stats` goes up and down; everything else in it only grows."""
+"""What of `Engine.stats` goes up and down, beside `MEASURED` and `KV_BYTES`; everything else in it only grows."""
+
+MEASURED = re.compile(r"recall_layer_\d+|(host|disk)_kv_live_pages|kv_page_\w+_seconds")
+"""Means, sizes and costs that need no text of their own."""
+
+KV_BYTES = (
+    ("kv_tier_bytes", "tier", "KV bytes in use.", re.compile(r"(?:(host|disk)_)?kv_live_bytes"), "device"),
+    ("kv_codec_bytes", "codec", "Bytes of KV pages in use on the device.", re.compile(r"kv_codec_(\w+)_bytes"), ""),
+)
+"""Metric, its label, text, what of `Engine.stats` it collects with the label's value, and the value of no match."""
+
+SHARES = (
+    ("budget_cap_ratio", "Lists of `top_p` that fill their budget.", "lists_at_budget", "lists_by_top_p"),
+    ("recall_fallback_ratio", "Checks of recall that made a row read everything.", "budgets_dropped", "recall_checks"),
+)
+"""Name, text, and what of `Engine.stats` is divided by what."""
 
 VLLM_COUNTERS = {
     "prompt_tokens": "prompt_tokens",
@@ -101,10 +117,23 @@ class Metrics:
 
     def _engine_metrics(self, stats: dict[str, int | float]) -> Iterator[Metric]:
         for name, value in stats.items():
-            if name in GAUGES:
-                yield self._one(GaugeMetricFamily, f"sparsejax:{name}", GAUGES[name], value)
-            else:
+            if name in GAUGES or MEASURED.fullmatch(name):
+                text = GAUGES.get(name, f"Engine gauge {name}.")
+                yield self._one(GaugeMetricFamily, f"sparsejax:{name}", text, value)
+            elif not any(pattern.fullmatch(name) for *_, pattern, _ in KV_BYTES):
                 yield self._one(CounterMetricFamily, f"sparsejax:{name}", f"Engine counter {name}.", value)
+        for metric, label, text, pattern, default in KV_BYTES:
+            family = GaugeMetricFamily(f"sparsejax:{metric}", text, labels=[*self._labels, label])
+            for name, value in stats.items():
+                if found := pattern.fullmatch(name):
+                    family.add_metric([*self._labels.values(), found[1] or default], value)
+            yield family
+        labels = [*self._labels, "component"]
+        memory = GaugeMetricFamily("sparsejax:memory_bytes", "Bytes by component, in every tier.", labels=labels)
+        for name, size in self._service.memory().items():
+            if name != "total":
+                memory.add_metric([*self._labels.values(), name], size)
+        yield memory
         pages = stats["kv_live_pages"] + stats["kv_free_pages"]
         usage = stats["kv_live_pages"] / max(pages, 1)
         held, read = stats["decode_held_bytes"], stats["decode_read_bytes"]
@@ -114,6 +143,8 @@ class Metrics:
             "KV bytes that decode steps read over those they hold.",
             read / held if held else 1.0,
         )
+        for name, text, part, whole in SHARES:
+            yield self._one(GaugeMetricFamily, f"sparsejax:{name}", text, stats[part] / max(stats[whole], 1))
         for prefix in self._prefixes:
             name, text = f"{prefix}kv_cache_usage_perc", "Share of KV pages in use, 0 to 1."
             yield self._one(GaugeMetricFamily, name, text, usage)

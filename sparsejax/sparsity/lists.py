@@ -1,4 +1,4 @@
-"""Lists of selected pages, in logical ids, that travel between the layers of a step and between steps."""
+"""What travels between the layers of a step and between steps: lists of selected pages, in logical ids."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
+
+from sparsejax.sparsity.blocks import Blocks
 
 
 @jax.tree_util.register_dataclass
@@ -50,3 +52,17 @@ class Lists:
         """Physical ids of the entries; past the counts anything that exists."""
         whole = jnp.broadcast_to(page_ids, (*self.ids.shape[:2], page_ids.shape[2]))
         return jnp.take_along_axis(whole, jnp.minimum(self.ids, page_ids.shape[2] - 1), axis=2)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Carried:
+    """What one layer keeps of its rows between steps: lists that serve several, bounds of blocks; None of what no
+    policy uses."""
+
+    lists: Lists | None
+    blocks: Blocks | None
+
+    def without(self, row: Int[Array, ""]) -> Carried:
+        """The same with nothing of `row`."""
+        return Carried(*(None if part is None else part.without(row) for part in (self.lists, self.blocks)))

@@ -38,16 +38,25 @@ class SparsityConfig:
         interval: decode steps that a selection serves; steps at multiples of it select anew.
         top_p: read the fewest pages whose estimated attention probability reaches this share of what is not
             pinned, `budget` at most (after Lin et al., Twilight, arXiv 2502.02770). 1 reads the whole budget.
+        block: pages of a block whose bounds are scored first: then only the pages of the best blocks are, and pages
+            whose blocks score low go unseen. Rows for which that does not halve what is scored score every page, and
+            0 always does. One size for all policies of an engine.
+        candidates: pages in the best blocks, as a multiple of the pages to select.
         filter_layers: layers that select; the layers after each of them reuse its list, those before the first
-            read everything. ``"auto"`` spreads three over the depth; None is every layer for itself.
+            read everything. ``"auto"`` takes those that were measured for the model (`sparsejax calibrate`), or
+            spreads three over the depth; None is every layer for itself.
         dense_layers: so many first layers read everything.
         recall_every: measure at every n-th position, with a dense pass, which share of the attention probability
             the selection captured; 0 never does.
         recall_floor: where the mean over layers falls under this share, the row's budget doubles, and past the
             longest list the row reads everything from there on.
         seed: of ``random``.
-        codec: how full pages are stored: ``dense`` (the model's dtype), ``int8``, ``fp8`` (e4m3) or ``int4``. One
-            for all policies of an engine; None takes that of the others, or ``dense``.
+        codec: how full pages are stored: ``dense`` (the model's dtype), ``int8``, ``fp8`` (e4m3), ``int4`` or
+            ``deltakv`` (residual latents in most layers, after arXiv 2602.08005). One for all policies of an engine;
+            None takes that of the others, or ``dense``.
+        compressor: of ``deltakv``, the folder of a trained compressor, whose layers hold latents; the others are its
+            filter layers, and ``filter_layers="auto"`` names them. None is the folder ``deltakv`` of the model.
+        filter_codec: of ``deltakv``, how its filter layers store pages: a codec of the others; None is ``int4``.
     """
 
     keep: Keep | str = "all"
@@ -58,12 +67,16 @@ class SparsityConfig:
     stride: int | None = None
     interval: int = 1
     top_p: float = 1.0
+    block: int = 0
+    candidates: int = 4
     filter_layers: tuple[int, ...] | str | None = None
     dense_layers: int = 0
     recall_every: int = 0
     recall_floor: float = 0.0
     seed: int = 0
     codec: str | None = None
+    compressor: str | None = None
+    filter_codec: str | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.keep, Keep):
@@ -74,10 +87,12 @@ class SparsityConfig:
                 "a function of your own is Select.scored(function)."
             )
         valid.codec(self.codec)
+        valid.filter_codec(self.filter_codec)
         valid.budget(self.budget)
-        for name in ("sink", "recent", "dense_layers", "recall_every", "seed"):
+        for name in ("sink", "recent", "block", "dense_layers", "recall_every", "seed"):
             valid.integer(name, getattr(self, name), 0)
-        valid.integer("interval", self.interval, 1)
+        for name in ("interval", "candidates"):
+            valid.integer(name, getattr(self, name), 1)
         if self.stride is not None:
             valid.integer("stride", self.stride, 1)
         valid.share("top_p", self.top_p)
@@ -131,10 +146,27 @@ class SparsityConfig:
             f"({', '.join(PRESETS)})."
         )
 
+    def within(self, filters: tuple[int, ...]) -> SparsityConfig:
+        """This policy where only the layers `filters` can select, because the others hold latents.
+
+        Raises:
+            ConfigError: it names other filter layers.
+        """
+        if self.filter_layers is None:
+            return self
+        if self.filter_layers == "auto":
+            return dataclasses.replace(self, filter_layers=filters)
+        if others := sorted(set(self.filter_layers) - set(filters)):
+            raise ConfigError(
+                f"filter_layers={self.filter_layers}: layers {others} hold latents and cannot select; choose of "
+                f"{filters}, or leave it at 'auto'."
+            )
+        return self
+
     def page_counts(self, num_prompt: int, page_size: int) -> PageCounts:
         """Budget, sinks and recents of a request in pages; the budget holds what is pinned."""
         if self.kind is ALL:
-            return PageCounts(ALL_PAGES, 0, 1, 0, 1)
+            return PageCounts(ALL_PAGES, 0, 1, 0, 1, 0, 0)
         sinks = -(-self.sink // page_size)
         # The open page, and as many full ones as keep `recent` tokens in view wherever the open one stands.
         recents = 1 + -(-max(self.recent - 1, 0) // page_size)
@@ -144,7 +176,11 @@ class SparsityConfig:
         budget = max(-(-tokens // page_size), sinks + recents + growth)
         middle = -(-num_prompt // page_size) - sinks - recents
         fitting = -(-max(middle, 1) // max(budget - sinks - recents, 1))
-        return PageCounts(budget, sinks, recents, growth, self.stride or fitting)
+        blocks = most = 0
+        if self.block:
+            blocks = -(-self.candidates * max(budget - sinks - recents, 1) // self.block)
+            most = blocks - (-sinks // self.block) - (-recents // self.block) + 1
+        return PageCounts(budget, sinks, recents, growth, self.stride or fitting, blocks, most)
 
     def layer_roles(self, num_layers: int) -> tuple[Role, ...]:
         """What each layer of a model does in a decode step.
@@ -155,7 +191,7 @@ class SparsityConfig:
         layers = range(num_layers)
         filters = self.filter_layers
         if filters == "auto":
-            filters = tuple(sorted({0, num_layers // 4, 9 * num_layers // 16}))
+            filters = spread_filters(num_layers)
         if self.kind is ALL:
             return tuple(Role.READ_ALL for _ in layers)
         if filters is None:
@@ -165,6 +201,11 @@ class SparsityConfig:
         own = Role.SELECT_READ_ALL if self.kind.reads_all else Role.SELECT
         before = (Role.READ_ALL,) * filters[0]
         return before + tuple(own if layer in filters else Role.REUSE for layer in layers[filters[0] :])
+
+
+def spread_filters(num_layers: int) -> tuple[int, ...]:
+    """Filter layers of a model for which none were measured: 0, a quarter and nine sixteenths of the depth."""
+    return tuple(sorted({0, num_layers // 4, 9 * num_layers // 16}))
 
 
 class Role(enum.IntEnum):
@@ -185,13 +226,16 @@ ALL_PAGES = 2**30
 @dataclass(frozen=True)
 class PageCounts:
     """In pages: what a step reads at most, what of it at the start and the end it always reads, what of it is
-    left free for the pages that open while a selection is in use, and the stride of ``strided``."""
+    left free for the pages that open while a selection is in use, and the stride of ``strided``. In blocks: those
+    whose pages are candidates (0: every page is one), and with the blocks of pinned pages."""
 
     budget: int
     sinks: int
     recents: int
     growth: int
     stride: int
+    blocks: int
+    most_blocks: int
 
 
 PRESETS: dict[str, SparsityConfig] = {
@@ -205,6 +249,7 @@ PRESETS: dict[str, SparsityConfig] = {
     "turbo": SparsityConfig(select="quest", filter_layers="auto", interval=4),
     "streaming": SparsityConfig(Keep("streaming", interval=256)),
     "snapkv": SparsityConfig(Keep("snapkv")),
+    "pyramidkv": SparsityConfig(Keep("snapkv", beta=20.0)),
     "keydiff": SparsityConfig(Keep("keydiff")),
     "expected_attention": SparsityConfig(Keep("expected_attention", window=64)),
     "rkv": SparsityConfig(Keep("rkv")),
@@ -213,6 +258,7 @@ PRESETS: dict[str, SparsityConfig] = {
     "int8": SparsityConfig(codec="int8"),
     "fp8": SparsityConfig(codec="fp8"),
     "int4": SparsityConfig(codec="int4"),
+    "deltakv": SparsityConfig(select="omnikv", filter_layers="auto", codec="deltakv"),
 }
 
 
@@ -232,8 +278,13 @@ def declared(value: Any) -> tuple[SparsityConfig, ...]:
             f"sparsity names the codecs {' and '.join(codecs)}, but an engine stores all pages in one: give every "
             "policy the same codec, or leave it out of all but one (presets that select or evict name none)."
         )
-    codec = codecs[0] if codecs else "dense"
-    return tuple(dataclasses.replace(policy, codec=codec) for policy in policies)
+    shared = {"codec": codecs[0] if codecs else "dense"}
+    for name in ("compressor", "filter_codec"):
+        given = dict.fromkeys(value for policy in policies if (value := getattr(policy, name)) is not None)
+        if len(given) > 1:
+            raise ConfigError(f"sparsity names {name}s {' and '.join(given)}, but an engine has one: give it once.")
+        shared[name] = next(iter(given), None)
+    return tuple(dataclasses.replace(policy, **shared) for policy in policies)
 
 
 def selects_of(policies: tuple[SparsityConfig, ...]) -> tuple[Select, ...]:

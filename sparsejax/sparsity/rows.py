@@ -18,7 +18,7 @@ from sparsejax.sparsity.policy import ALL_PAGES, SparsityConfig
 class PolicyRows:
     """Attributes:
     kind: 0 reads all; others are places in the engine's selects, from 1.
-    budget, sinks, recents, growth, stride: pages, see `policy.PageCounts`.
+    budget, sinks, recents, growth, stride, blocks: pages, see `policy.PageCounts`.
     interval: decode steps.
     top_p: a share of attention probability.
     recall_every, recall_floor: positions and a share of attention probability, see `SparsityConfig`.
@@ -33,6 +33,7 @@ class PolicyRows:
     recents: Int[Array, " B"]
     growth: Int[Array, " B"]
     stride: Int[Array, " B"]
+    blocks: Int[Array, " B"]
     interval: Int[Array, " B"]
     top_p: Float[Array, " B"]
     recall_every: Int[Array, " B"]
@@ -85,6 +86,7 @@ def pack_policy(
         recents=pages.recents,
         growth=pages.growth,
         stride=pages.stride,
+        blocks=pages.blocks,
         interval=config.interval,
         recall_every=config.recall_every,
         seed=config.seed % 2**31,

@@ -10,7 +10,8 @@ from sparsejax.sparsity.kinds import ALL, SELECTS
 if TYPE_CHECKING:
     from sparsejax.sparsity.policy import SparsityConfig
 
-CODECS = ("dense", "int8", "fp8", "int4")
+PLAIN_CODECS = ("dense", "int8", "fp8", "int4")
+CODECS = (*PLAIN_CODECS, "deltakv")
 ESTIMATING = ", ".join(repr(name) for name, select in SELECTS.items() if select.units != "rank")
 
 
@@ -54,9 +55,39 @@ def codec(value: Any) -> None:
         raise ConfigError(f"codec={value!r} is not one of {', '.join(map(repr, CODECS))}.")
 
 
+def filter_codec(value: Any) -> None:
+    """Requires a codec that needs no compressor, or None."""
+    if value is not None and value not in PLAIN_CODECS:
+        raise ConfigError(f"filter_codec={value!r} is not one of {', '.join(map(repr, PLAIN_CODECS))}.")
+
+
+def _of_latents(config: SparsityConfig) -> list[str]:
+    """Why parameters do not go with the codec ``deltakv``, or need it."""
+    if config.codec != "deltakv":
+        given = [name for name in ("compressor", "filter_codec") if getattr(config, name) is not None]
+        return [f"{name}={getattr(config, name)!r} belongs to codec='deltakv'; leave it out." for name in given]
+    reasons = []
+    if config.keep.method != "all":
+        reasons.append(
+            f"keep={config.keep.name!r} does not go with codec='deltakv', whose pages refer to each other by their "
+            "places in the sequence: evict nothing, or take another codec."
+        )
+    if config.kind is not ALL and config.filter_layers is None:
+        reasons.append(
+            f"select={config.kind.name!r} in every layer does not go with codec='deltakv': layers of latents cannot "
+            "select. Give filter_layers='auto'."
+        )
+    if config.recall_every:
+        reasons.append(
+            f"recall_every={config.recall_every}: layers of latents read no more than they are told, so nothing can be "
+            "measured under codec='deltakv'; leave it out."
+        )
+    return reasons
+
+
 def refusals(config: SparsityConfig) -> list[str]:
     """Why parameters do not go together, one reason each; empty where they do."""
-    kind, reasons = config.kind, []
+    kind, reasons = config.kind, _of_latents(config)
     name, ranks = repr(kind.name), kind.units == "rank"
     cheap = ranks and kind.function is None
     if kind is ALL and config.dense_layers:
@@ -65,6 +96,11 @@ def refusals(config: SparsityConfig) -> list[str]:
         reasons.append(f"recall_every={config.recall_every}: select={name} reads all; leave it out.")
     if config.recall_floor and not config.recall_every:
         reasons.append(f"recall_floor={config.recall_floor}: recall is not measured; give recall_every.")
+    if config.keep.beta > 1 and config.filter_layers is not None:
+        reasons.append(
+            f"filter_layers={config.filter_layers!r}: lists of pages pass from layer to layer, but with "
+            f"beta={config.keep.beta:g} layers hold different numbers of pages; leave one of them out."
+        )
     if config.dense_layers and config.filter_layers is not None:
         reasons.append(
             f"dense_layers={config.dense_layers}: layers before the first filter layer read everything; leave it at 0 "
@@ -85,6 +121,11 @@ def refusals(config: SparsityConfig) -> list[str]:
     if config.interval > 1 and cheap:
         reasons.append(
             f"interval={config.interval}: select={name} costs nothing to select anew in every step; leave it at 1."
+        )
+    if config.block and kind is not SELECTS["quest"]:
+        reasons.append(
+            f"block={config.block}: select={name} reads no bounds of pages that those of blocks would limit; leave it "
+            "at 0, or select by 'quest'."
         )
     if kind is SELECTS["omnikv"] and config.filter_layers is None:
         reasons.append(

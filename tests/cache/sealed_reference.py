@@ -9,7 +9,9 @@ import numpy as np
 
 import pallas_kernels
 from pallas_kernels import codes
+from pallas_kernels.deltakv import vectors
 from sparsejax.models.decoder import Decoder
+from tests.kernels import deltakv_oracle
 
 
 @dataclass(frozen=True)
@@ -31,8 +33,8 @@ class SealedReference:
         self.given: list[np.ndarray] = []
 
     def attend(self, layer, q, k, v, batch, rotate):
+        coded_k, coded_v = self.stored(layer, k, v, rotate)
         q, k = rotate(q), rotate(k)
-        coded_k, coded_v = self.coded(k, v)
         q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
         groups = q.shape[1] // k.shape[1]
         coded_k, coded_v, k, v = (x.repeat(groups, axis=1) for x in (coded_k, coded_v, k, v))
@@ -49,6 +51,10 @@ class SealedReference:
             out[t] = np.einsum("hs,shd->hd", weights, values)
         self.given.append(given.reshape(-1, groups, len(q)).sum(1))
         return jnp.asarray(out, jnp.float32), self
+
+    def stored(self, layer, k, v, rotate) -> tuple[np.ndarray, np.ndarray]:
+        """Rotated keys and values of whole pages of a layer as they are read back, [tokens, K, D]."""
+        return self.coded(rotate(k), v)
 
     def coded(self, k, v) -> tuple[np.ndarray, np.ndarray]:
         """Keys and values of whole pages through the codec, [tokens, K, D]."""
@@ -67,17 +73,34 @@ class SealedReference:
         )
 
 
-def read(model, codec: str, page_size: int, tokens: list[int]) -> tuple[jnp.ndarray, SealedReference]:
-    """Hidden states of a sequence, and the KV object that it was read with."""
+class LatentReference(SealedReference):
+    """The same under DeltaKV: layers of the compressor through the NumPy oracle of its code, others as `codec`."""
+
+    def __init__(self, compressor, codec: str, windows: tuple):
+        super().__init__(codec, compressor.grid.page_size, windows)
+        self.compressor = compressor
+
+    def stored(self, layer, k, v, rotate):
+        if layer not in self.compressor.layers:
+            return super().stored(layer, k, v, rotate) if self.codec != "dense" else (rotate(k), v)
+        weights, (tokens, heads, dim) = self.compressor.layers[layer], k.shape
+        whole = tokens // self.page_size * self.page_size
+        x = np.asarray(vectors(k, v, weights["g"].shape[0]), np.float64)
+        read, _ = deltakv_oracle.read(weights, self.compressor.grid, x[:whole], dim)
+        read = np.concatenate([read, x[whole:]]).reshape(tokens, heads, 2, dim)
+        return np.asarray(rotate(jnp.asarray(read[:, :, 0], jnp.float32)), np.float64), read[:, :, 1]
+
+
+def read(model, kv: SealedReference, tokens: list[int]) -> tuple[jnp.ndarray, SealedReference]:
+    """Hidden states of a sequence that is read with `kv`, and `kv` afterwards."""
     batch = Flat(jnp.asarray(tokens, jnp.int32), jnp.arange(len(tokens), dtype=jnp.int32))
-    kv = SealedReference(codec, page_size, model.config.windows)
     return Decoder(model.config, model.dtype).apply({"params": model.params}, batch, kv)
 
 
-def next_logprobs(model, codec: str, page_size: int, tokens: list[int]) -> np.ndarray:
+def next_logprobs(model, kv: SealedReference, tokens: list[int]) -> np.ndarray:
     """Log-probabilities [T, V] of what follows each token of a sequence."""
     decoder = Decoder(model.config, model.dtype)
-    hidden, _ = read(model, codec, page_size, tokens)
+    hidden, _ = read(model, kv, tokens)
     logits = np.asarray(decoder.apply({"params": model.params}, hidden, method="logits"), np.float64)
     logits -= logits.max(-1, keepdims=True)
     return logits - np.log(np.exp(logits).sum(-1, keepdims=True))

@@ -14,7 +14,7 @@ import pytest
 
 from sparsejax.cli import main, story
 from sparsejax.cli.main import COMMANDS
-from sparsejax.sparsity.policy import PRESETS
+from sparsejax.evaluation.policies import ANY_MODEL
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -173,7 +173,7 @@ def test_demo_prints_rates_memory_policies_and_next_steps(engine, capsys, every)
     told = [policy.label for group in story.policies(every).values() for policy in group]
     for label in told:
         assert re.search(rf"^  {label} +0 of 4: \[", text, re.M)
-    assert {label.split()[0] for label in told} == set(PRESETS if every else story.FEW)
+    assert {label.split()[0] for label in told} == set(ANY_MODEL if every else story.FEW)
     assert len(engine.asked) == 2 * 8 + 1 + len(told) * (4 + 1)
 
 

@@ -18,7 +18,7 @@ def assert_in_place(engine) -> None:
     runner = engine.core.runner
     state_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(runner.state))
     pools = {leaf.shape for leaf in jax.tree.leaves(runner.state.kv.pools)}
-    shapes = pools | {leaf.shape for leaf in jax.tree.leaves(runner.state.kv.bounds)}
+    shapes = pools | {leaf.shape for leaf in jax.tree.leaves(runner.state.kv.parts()["page_bounds"]) if leaf.ndim > 1}
     for key, program in runner.programs.items():
         memory, text = program.memory_analysis(), program.as_text()
         assert all(f"[{','.join(map(str, shape))}]" in text for shape in pools), key

@@ -109,7 +109,7 @@ class PrefixMachine(RuleBasedStateMachine):
 
 
 TestPrefixes = PrefixMachine.TestCase
-TestPrefixes.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
+TestPrefixes.settings = settings(max_examples=20, stateful_step_count=25, deadline=None)
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ TestPrefixes.settings = settings(max_examples=40, stateful_step_count=30, deadli
 )
 def test_random_requests_that_begin_alike(options):
     rng, traffic = random.Random(3), Traffic(**options)
-    for _ in range(700):
+    for _ in range(250):
         action = rng.random()
         if action < 0.3 and len(traffic.core.request_ids()) < 14:
             tail = [rng.randrange(VOCAB) for _ in range(rng.randint(0, 9))]
@@ -131,9 +131,9 @@ def test_random_requests_that_begin_alike(options):
         else:
             traffic.step()
     traffic.finish()
-    assert traffic.cached > 100
+    assert traffic.cached > 40
     if options["num_pages"] == 22:
-        assert traffic.core.scheduler.num_preemptions > 5
+        assert traffic.core.scheduler.num_preemptions > 1
 
 
 def run(core: EngineCore) -> tuple[dict[str, int], int]:

@@ -100,16 +100,21 @@ def test_the_engine_counts_the_bytes(shipped: tuple[Any, Any], alone: Evaluation
 def test_evicted_tokens_and_coded_pages_hold_fewer_bytes() -> None:
     (prompt,) = random_prompts(3, (150,))
     request, cost = Request(tuple(prompt), len(prompt), Turn("", ("a",), frozenset(), False, "")), {}
-    policies = DENSE, Policy("snapkv", 48), Policy("int8")
+    policies = DENSE, Policy("snapkv", 48), Policy("int8"), Policy("quest", 64), Policy("turbo", 64)
     for group in by_codec(policies).values():
         with tiny_engine(sparsity=[policy.sparsity for policy in group], warmup="none") as engine:
             for policy in group:
                 engine.generate(prompt, SamplingParams(max_tokens=3))  # what it leaves behind is not counted
                 cost[policy] = measure_kv(engine, policy, request)
-    dense, evicted, coded = (cost[policy] for policy in policies)
+    dense, evicted, coded, quest, turbo = (cost[policy] for policy in policies)
     assert dense.read == dense.held and dense.seconds > 0
     assert evicted.read == evicted.held < 0.6 * dense.held and evicted.peak > 2 * evicted.held
     assert coded.read == coded.held < 0.7 * dense.held
+    # Least and largest of each channel of K: one part in 16 of K and V of 10 full or open pages. turbo reads them in
+    # one of four steps.
+    page_bytes = 2 * 2 * 2 * 16 * 16 * 4
+    assert quest.bounds == 10 * page_bytes / 16 == 4 * turbo.bounds and dense.bounds == evicted.bounds == 0
+    assert quest.step == quest.read + quest.bounds
 
 
 def test_dense_comes_first_and_documents_must_fit(shipped: tuple[Any, Any]) -> None:

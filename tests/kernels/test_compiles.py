@@ -25,9 +25,16 @@ def test_lowers_or_declines(platform: str, case: Case):
     assert line.problems() == []
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("platform", sweep.PLATFORMS)
+def test_every_case_lowers_or_declines(platform: str):
+    assert [problem for line in sweep.lowered(ALL, sweep.target(platform)) for problem in line.problems()] == []
+
+
 @pytest.mark.aot
-@pytest.mark.parametrize(("platform", "case"), tuple(itertools.product(sweep.PLATFORMS, ALL)), ids=str)
+@pytest.mark.parametrize(("platform", "case"), tuple(itertools.product(sweep.PLATFORMS, SAMPLE)), ids=str)
 def test_compiles_within_limits(platform: str, case: Case):
+    """All cases: `scripts/compile_check.py`, which takes the better part of an hour."""
     target = sweep.target(platform)
     reason = target.available()
     assert reason is None, reason
@@ -57,6 +64,14 @@ def test_the_table_keeps_the_sections_of_other_devices():
     assert both.index("## c") < both.index("## d")
     assert "| a | 200 | 8 | 1.2 |" in both and "| b |  |  |  | XLA: float32 |" in both
     assert report.merged(both, {"c": "other"}).count("## ") == 2
+
+
+def test_the_table_keeps_the_lines_of_other_cases():
+    first = report.merged("", {"d": report.table([report.Line("a", "d", REPORT), report.Line("b", "d", REPORT)])})
+    again = report.merged(first, {"d": report.table([report.Line("b", "d", declined="float32")])})
+    assert "| a | 200 | 8 | 1.2 |" in again and "| b |  |  |  | XLA: float32 |" in again and again.count("| b ") == 1
+    back = report.merged(again, {"d": report.table([report.Line("b", "d", REPORT)])})
+    assert "| b | 200 | 8 | 1.2 |" in back
 
 
 def test_the_summary_counts_cases_and_gives_the_most_of_each_resource():

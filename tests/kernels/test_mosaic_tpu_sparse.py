@@ -14,7 +14,7 @@ from . import page_scores_conformance as scores
 from . import quantized_decode_attention_conformance as quantized
 from . import quantized_prefill_attention_conformance as prefill
 from .coded import CodedSpec
-from .tpu_conformance import TpuLayout, quick
+from .tpu_conformance import TpuLayout, in_whole_lanes, quick
 
 
 class CodesInTpuLayout(TpuLayout):
@@ -22,7 +22,8 @@ class CodesInTpuLayout(TpuLayout):
 
     def run(self, op: Callable[..., Any], *arrays: Any, **options: Any) -> Any:
         q, k_codes, v_codes, scales, *lists = arrays
-        pools = (_padded(k_codes, 0), None if v_codes is None else _padded(v_codes, 0), _padded(scales, np.nan))
+        stored = (None if pool is None else in_whole_lanes(pool, 0) for pool in (k_codes, v_codes))
+        pools = (*stored, in_whole_lanes(scales, np.nan))
         return super(TpuLayout, self).run(op, q, *pools, *lists, **options)
 
     def supports(self, spec: CodedSpec) -> bool:
@@ -54,8 +55,3 @@ class TestMosaicTpuPageScores(TpuLayout, scores.PageScoresConformance):
 
     def supports(self, spec: scores.ScoreSpec) -> bool:
         return super().supports(spec) and spec.kv_heads != 3 and not spec.head_lists
-
-
-def _padded(pool: np.ndarray, value: float) -> np.ndarray:
-    spare = -pool.shape[-1] % layouts.LANES
-    return np.pad(pool, ((0, 0),) * (pool.ndim - 1) + ((0, spare),), constant_values=value)

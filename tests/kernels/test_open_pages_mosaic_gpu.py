@@ -25,7 +25,9 @@ MORE = (
 CHUNKS = (
     CodedSpec("int8 chunks", (70, 0, 33, 20), (30, 0, 1, 20), codec="int8", spare_tokens=3, **BF16),
     CodedSpec("int4 head lists", (150, 90), (20, 5), codec="int4", page_size=32, head_lists=True, gaps=True, **BF16),
-    CodedSpec("fp8, window", (130, 40), (40, 12), codec="fp8", page_size=32, window=50, soft_cap=3.0, sinks=True, **BF16),
+    CodedSpec(
+        "fp8, window", (130, 40), (40, 12), codec="fp8", page_size=32, window=50, soft_cap=3.0, sinks=True, **BF16
+    ),
 )
 
 

@@ -51,6 +51,12 @@ def in_tpu_layout(k_pages: np.ndarray, v_pages: np.ndarray) -> tuple[np.ndarray,
     return tuple(None if p is None else np.asarray(p) for p in layouts.pack(k_pages, v_pages, lanes, pools))
 
 
+def in_whole_lanes(pool: np.ndarray, value: float) -> np.ndarray:
+    """A pool of codes or of scales as a TPU stores it, its padding filled with `value`."""
+    spare = -pool.shape[-1] % layouts.LANES
+    return np.pad(pool, ((0, 0),) * (pool.ndim - 1) + ((0, spare),), constant_values=value)
+
+
 def _split(op: Callable[..., Any], arrays: tuple) -> tuple:
     at = 0 if op is kv_write else 1
     return arrays[:at], arrays[at], arrays[at + 1], arrays[at + 2 :]

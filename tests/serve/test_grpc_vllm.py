@@ -125,6 +125,7 @@ def test_what_is_not_offered_says_so(stub):
         with pytest.raises(grpc.RpcError) as failed:
             call()
         assert failed.value.code() is code, failed.value
+        assert bool(failed.value.initial_metadata()) is (code is not unimplemented)
 
 
 def test_without_the_package_the_rest_is_served(monkeypatch, caplog):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import os
@@ -17,11 +18,14 @@ import pytest
 
 from sparsejax.config import EngineConfig
 from sparsejax.engine.async_engine import AsyncEngine
+from sparsejax.engine.params import SamplingParams
 from sparsejax.errors import ConfigError, ModelError
 from sparsejax.serve.logs import JsonFormatter
+from sparsejax.serve.metrics import Metrics
 from sparsejax.serve.openai.options import HttpOptions
 from sparsejax.serve.openai.server import listen
 from sparsejax.serve.service import Service
+from tests.engine.models import tiny_engine
 from tests.serve.live import MODEL, live
 
 
@@ -95,6 +99,41 @@ def test_metrics_count_what_was_done(server, http):
     )
     opened = http.get("/metrics", headers={"accept": "application/openmetrics-text"})
     assert opened.headers["content-type"].startswith("application/openmetrics-text") and opened.text.endswith("# EOF\n")
+
+
+def test_metrics_tell_codecs_tiers_and_prefix_hits():
+    """Bytes in use by codec and tier while a request runs, and the tokens that a second one found in the cache."""
+    load = lambda: AsyncEngine(engine=tiny_engine(sparsity="int8", host_kv_bytes=1 << 20))  # noqa: E731
+    prompt, service = list(range(40)), Service(EngineConfig(page_size=16), load=load)
+    metrics = Metrics(service, "tiny")
+
+    async def run() -> tuple[str, str]:
+        service.start()
+        await service.loaded()
+        asked = {"temperature": 0.0, "max_tokens": 50, "ignore_eos": True, "output_kind": "DELTA"}
+        async with await service.submit(prompt, SamplingParams(**asked)) as stream:
+            await anext(aiter(stream))
+            during = metrics.render()[0].decode()
+        await (await service.submit(prompt, SamplingParams(**{**asked, "max_tokens": 2}))).final()
+        after = metrics.render()[0].decode()
+        await service.stop()
+        return during, after
+
+    during, after = asyncio.run(run())
+    held = metric(during, "sparsejax:kv_page_bytes") * metric(during, "sparsejax:kv_live_pages")
+    assert labelled(during, "kv_codec_bytes") == {"int8": held} and held > 0
+    tiers = labelled(during, "kv_tier_bytes")
+    assert set(tiers) == {"device", "host"} and tiers["device"] > held  # its open page counts too
+    assert labelled(after, "kv_codec_bytes") == {"int8": 0.0}
+    for name in ("vllm", "sparsejax"):
+        assert metric(after, f"{name}:prefix_cache_hits_total") == 32  # whole pages of the prompt
+        assert metric(after, f"{name}:prefix_cache_queries_total") == 80
+
+
+def labelled(text: str, name: str) -> dict[str, float]:
+    """Values of a metric by its last label."""
+    found = re.findall(rf'^sparsejax:{name}{{.*?(?:codec|tier)="(\w+)".*}} (\S+)$', text, re.M)
+    return {label: float(value) for label, value in found}
 
 
 def test_logs_name_requests_and_never_prompts(server, http, caplog):

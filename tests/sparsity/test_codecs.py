@@ -12,7 +12,7 @@ from sparsejax import SamplingParams
 from sparsejax.errors import ConfigError, RequestError
 from sparsejax.sparsity.policy import SparsityConfig, declared
 from tests.engine.in_place import assert_in_place
-from tests.engine.models import random_prompts, tiny_engine, tiny_model
+from tests.engine.models import random_prompts, tiny_engine, tiny_model, warm_greedy
 
 PROMPTS = random_prompts(5, (3, 150, 40, 230, 90))
 GREEDY = SamplingParams(temperature=0.0, max_tokens=16, ignore_eos=True, logprobs=0)
@@ -31,9 +31,9 @@ def tokens(outputs):
 @pytest.fixture(scope="module")
 def engine():
     # Long sequences, so that no temporary array has the shape of a pool.
-    settings = dict(sparsity=("int4", *SELECTS), warmup="full", max_num_seqs=4, num_decode_steps=3)
+    settings = dict(sparsity=("int4", *SELECTS), max_num_seqs=4, num_decode_steps=3)
     with tiny_engine(tiny_model(positions=4096), **settings) as engine:
-        yield engine
+        yield warm_greedy(engine)
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +55,31 @@ def test_every_policy_gives_in_a_mixed_batch_what_it_gives_alone(engine, everyth
     assert together[: len(PROMPTS)] == everything
     assert engine.stats()["compiles"] == before
     assert len({tuple(together[i * len(PROMPTS) + 3]) for i in range(5)}) > 2, "policies must differ on a long prompt"
+
+
+def chunks_and_batches_change_nothing(engine, **other) -> None:
+    """Alone in `engine`, and together in one with chunks of 12 tokens; a covering budget reads everything."""
+    names, prompts = ("quest", "turbo"), PROMPTS[2:4]
+    ways = [(name, budget) for name in names for budget in (64, 512)]
+    requests = [(prompt, asking(name, budget=budget)) for name, budget in ways for prompt in prompts]
+    alone = [tokens(engine.generate(prompt, params))[0] for prompt, params in requests]
+    everything = tokens(engine.generate(prompts, GREEDY))
+    with tiny_engine(max_num_seqs=4, max_num_batched_tokens=16, **other) as narrow:
+        assert tokens(narrow.generate(*map(list, zip(*requests, strict=True)))) == alone
+    for place, (_, budget) in enumerate(ways):
+        assert (alone[2 * place : 2 * place + 2] == everything) == (budget == 512)
+
+
+def test_chunks_and_batches_change_nothing(engine):
+    chunks_and_batches_change_nothing(engine, model=tiny_model(positions=4096), sparsity=("int4", "quest", "turbo"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("codec", ["int8", "fp8"])
+def test_chunks_and_batches_change_nothing_in_other_codes(codec):
+    sparsity = (codec, "quest", "turbo")
+    with tiny_engine(sparsity=sparsity, max_num_seqs=4) as engine:
+        chunks_and_batches_change_nothing(engine, sparsity=sparsity)
 
 
 def test_pools_and_bounds_are_updated_in_place(engine):
@@ -112,4 +137,4 @@ def test_a_request_cannot_choose_another_codec(engine, bad):
     with pytest.raises(RequestError, match="no eviction, not by snapkv"):
         engine.generate([1, 2], SamplingParams(sparsity="snapkv"))
     own = engine.core.runner.state.kv.group.layout.sealed.codec
-    engine.generate([1, 2], SamplingParams(sparsity={"preset": "quest", "codec": own}, max_tokens=2))
+    engine.generate([1, 2], dataclasses.replace(GREEDY, sparsity={"preset": "quest", "codec": own}))

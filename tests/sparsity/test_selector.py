@@ -10,15 +10,16 @@ import numpy as np
 import pytest
 
 import pallas_kernels
+from sparsejax.cache.layout import DenseLayout
 from sparsejax.cache.paged import Rows, StepBatch
 from sparsejax.cache.views import DensePages
 from sparsejax.sparsity.lists import Lists
 from sparsejax.sparsity.policy import ALL_PAGES, Role, SparsityConfig
 from sparsejax.sparsity.rows import PolicyRows, pack_policy
-from sparsejax.sparsity.selector import Selector
+from sparsejax.sparsity.selector import Handed, Selector
 from tests.sparsity import select_oracle
 
-HEADS, KV_HEADS, DIM, SIZE, PAGES, LAYERS = 4, 2, 8, 4, 12, 3
+HEADS, KV_HEADS, DIM, SIZE, PAGES, LAYERS = 4, 2, 8, 4, 26, 3
 OPTIONS = dict(window=None, soft_cap=None, implementation=None)
 KEYS = jnp.asarray(np.random.default_rng(3).standard_normal((PAGES + 1, KV_HEADS, SIZE, DIM)).astype(np.float32))
 IDS = jnp.arange(1, PAGES + 1, dtype=jnp.int32)[None]
@@ -32,26 +33,28 @@ class Layers:
         self.selector = Selector.of((config,), SIZE, KV_HEADS, PAGES * SIZE)
         row = pack_policy(config, PAGES * SIZE, SIZE, self.selector.selects, LAYERS)
         self.policy = PolicyRows(**{name: jnp.asarray(value[None]) for name, value in row.items()})
-        self.kept = [self.selector.initial_lists(1) for _ in range(LAYERS)]
+        layout = DenseLayout.plain(PAGES + 1, KV_HEADS, SIZE, DIM, np.dtype(np.float32))
+        self.carried = [self.selector.initial_carried(1, layout) for _ in range(LAYERS)]
         every = jnp.arange(PAGES + 1, dtype=jnp.int32)
         self.bounds = jax.jit(pallas_kernels.page_bounds)(jnp.zeros((PAGES + 1, KV_HEADS, 2 * DIM)), KEYS, every)
 
-    @functools.partial(jax.jit, static_argnums=(0, 1))
-    def _read(self, layer, q, length, kept, handed):
+    @functools.partial(jax.jit, static_argnums=0)
+    def _read(self, layer, q, length, carried, handed):
         nothing = jnp.zeros(1, jnp.int32)
         batch = StepBatch(*[nothing] * 4, Rows(IDS, length), rows=nothing, policy=self.policy)
-        return self.selector.read(layer, q, DensePages(KEYS, KEYS), self.bounds, batch, kept, handed, OPTIONS)
+        return self.selector.read(layer, q, DensePages(KEYS, KEYS), self.bounds, batch, carried, handed, OPTIONS)
 
     def step(self, length: int, seed: int):
         """Outputs and lists of every layer for random queries of a row of `length` tokens."""
-        rng, handed, seen = np.random.default_rng(seed), None, []
+        rng, seen = np.random.default_rng(seed), []
+        handed = Handed.first(Lists.empty(1, self.selector.heads, self.selector.width), LAYERS)
         for layer in range(LAYERS):
             q = 3 * rng.standard_normal((1, HEADS, DIM)).astype(np.float32)
             length_ = np.asarray([length], np.int32)
-            out, self.kept[layer], handed = self._read(layer, q, length_, self.kept[layer], handed)
+            out, self.carried[layer], handed = self._read(layer, q, length_, self.carried[layer], handed)
             lists = [handed.lists.ids[0, h, : handed.lists.counts[0, h]].tolist() for h in range(self.selector.heads)]
             seen.append((q, np.asarray(out[0]), lists))
-        self.recall = np.asarray(handed.recall[0])
+        self.recall, self.capped = np.asarray(handed.recall[0]), np.asarray(handed.capped[0])
         return seen, np.asarray(handed.tiles[0])
 
 
@@ -64,6 +67,58 @@ def attention(q, pages, length) -> np.ndarray:
         weights = np.exp(groups[head] @ values.T / np.sqrt(DIM))
         out.append(weights / weights.sum(1, keepdims=True) @ values)
     return np.concatenate(out)
+
+
+def blocks_oracle(q, length, block, wanted) -> list[list[int]]:
+    """Pages per KV head that are left when only those of the best blocks are: sink in page 0, recents in the last 2."""
+    count = -(-length // SIZE)
+    pages = np.asarray(KEYS[1 : 1 + count]).swapaxes(0, 1)  # [K, S, P, D]
+    left = []
+    for head, keys in enumerate(pages):
+        full = [range(start, start + block) for start in range(0, count - 2 - block + 1, block)]
+        tiles = np.stack([keys[list(one)] for one in full])[None].swapaxes(0, 1)  # [M, 1, block, P, D]
+        bounds = [select_oracle.quest_bounds(q.reshape(KV_HEADS, -1, DIM)[head], tile.reshape(1, 1, -1, DIM))
+                  for tile in tiles]
+        best = sorted(range(1, len(full)), key=lambda i: (-bounds[i].item(), i))[:wanted]
+        chosen = {0, *best, *range(len(full), -(-count // block))}
+        left.append([page for page in range(count) if page // block in chosen])
+    return left
+
+
+@pytest.mark.parametrize("interval", [1, 3])
+def test_of_pages_in_the_best_blocks_the_best_are_read(interval):
+    layers = Layers(budget=20, block=4, candidates=1, interval=interval)
+    assert layers.selector.blocks == 1 + 1 + 2  # sinks, candidates, recents that may begin within a block
+    for length in range(97, 105):
+        seen, _ = layers.step(length, length)
+        if interval > 1 and length % interval != 1 and length > 97:
+            continue
+        count = -(-length // SIZE)
+        for q, _, lists in seen:
+            scores = select_oracle.quest_bounds(q[0].astype(np.float64), np.asarray(KEYS[1:], np.float64))
+            room = 5 if interval == 1 else 4
+            for head, left in enumerate(blocks_oracle(q[0], length, 4, 1)):
+                few = np.where(np.isin(np.arange(PAGES), left), scores[head], -np.inf)
+                assert lists[head] == select_oracle.best(few, count, room, 1, 2, 1.0), (length, head)
+
+
+def test_a_row_that_blocks_do_not_spare_half_of_the_scores_has_none():
+    plain, blocks = Layers(budget=20), Layers(budget=20, block=4, candidates=1)
+    for length in (44, 45, 60):  # 15 pages: 4 blocks and 4 candidates
+        both = (one.step(length, length)[0] for one in (blocks, plain))
+        for (_, ours, lists), (_, theirs, wanted) in zip(*both, strict=True):
+            assert lists == wanted
+            np.testing.assert_allclose(ours, theirs, atol=1e-6)
+    assert all(int(carried.blocks.made.sum()) == 0 for carried in blocks.carried)
+
+
+def test_lists_that_a_top_p_fills_are_counted():
+    for top_p, budget in ((0.999, 16), (0.01, 32), (1.0, 16)):
+        layers = Layers(budget=budget, top_p=top_p)
+        seen, _ = layers.step(44, 44)
+        full = sum(len(one) == budget // SIZE for _, _, lists in seen for one in lists)
+        assert layers.capped.tolist() == ([0, 0] if top_p == 1 else [LAYERS * KV_HEADS, full])
+        assert full == (0 if top_p == 0.01 else LAYERS * KV_HEADS)
 
 
 @pytest.mark.parametrize("parameters", [{}, {"interval": 3}, {"filter_layers": (0, 2)}, {"dense_layers": 1}])
@@ -110,7 +165,7 @@ def test_a_row_that_fits_reads_everything_and_keeps_no_list():
     for q, out, lists in seen:
         np.testing.assert_allclose(out, attention(q[0], [range(11)] * KV_HEADS, 44), atol=1e-5)
         assert lists == [[], []]
-    assert tiles[0] == tiles[1] and all(int(kept.counts.sum()) == 0 for kept in layers.kept)
+    assert tiles[0] == tiles[1] and all(int(carried.lists.counts.sum()) == 0 for carried in layers.carried)
     seen, _ = layers.step(45, 2)
     assert all(len(mine) == 10 for _, _, lists in seen for mine in lists)  # 11 pages less one for growth
 

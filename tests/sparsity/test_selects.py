@@ -13,9 +13,9 @@ from sparsejax.errors import ConfigError, RequestError
 from sparsejax.sparsity.kinds import Select
 from sparsejax.sparsity.policy import SparsityConfig
 from tests.engine.in_place import assert_in_place
-from tests.engine.models import random_prompts, tiny_engine
+from tests.engine.models import random_prompts, tiny_engine, warm_greedy
 
-PROMPTS = random_prompts(5, (3, 150, 40, 230, 90))
+PROMPTS = random_prompts(5, (3, 310, 40, 230, 90))
 GREEDY = SamplingParams(temperature=0.0, max_tokens=16, ignore_eos=True, logprobs=0)
 
 
@@ -30,6 +30,7 @@ POLICIES = {
     "strided": SparsityConfig(select="strided", stride=2),
     "quest, top_p": SparsityConfig(select="quest", top_p=0.3),
     "quest, interval": SparsityConfig(select="quest", interval=3),
+    "quest, blocks": SparsityConfig(select="quest", block=4, candidates=1),
     "quest, dense layer": SparsityConfig(select="quest", dense_layers=1),
     "omnikv": SparsityConfig(select="omnikv", filter_layers=(0,)),
     "turbo": SparsityConfig(select="quest", filter_layers=(0,), interval=4),
@@ -49,8 +50,8 @@ def tokens(outputs):
 @pytest.fixture(scope="module")
 def engine():
     settings = dict(max_num_seqs=4, max_num_batched_tokens=32, num_decode_steps=2)
-    with tiny_engine(sparsity=tuple(POLICIES.values()), warmup="full", **settings) as engine:
-        yield engine
+    with tiny_engine(sparsity=tuple(POLICIES.values()), **settings) as engine:
+        yield warm_greedy(engine)
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +79,7 @@ def test_a_budget_that_covers_the_sequence_is_dense(engine, dense, name):
             [entry[token].logprob for token, entry in zip(out.token_ids, out.logprobs, strict=True)]
             for out in (ours, theirs)
         )
-        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+        np.testing.assert_allclose(ours, theirs, atol=3e-5)
 
 
 def test_every_policy_gives_in_any_batch_what_it_gives_alone(engine, alone):
@@ -150,6 +151,7 @@ def test_a_row_under_its_recall_floor_reads_everything_in_the_end():
         engine.generate(PROMPTS[3], params)
         stats = engine.stats()
         assert (stats["budgets_widened"], stats["budgets_dropped"]) == (3, 1)  # 2 pages to 4, 8 and everything
+        assert stats["recall_checks"] == 3
         assert all(0 < stats[f"recall_layer_{layer}"] < 1 for layer in range(2))
         held = [-(-(231 + step) // 16) for step in range(GREEDY.max_tokens - 1)]
         read = [2, 4, 8, *held[3:]]
@@ -162,7 +164,7 @@ def test_undeclared_and_unknown_policies_are_refused():
             with pytest.raises(RequestError, match=message) as caught:
                 engine.generate([1, 2], SamplingParams(sparsity=bad))
             assert caught.value.parameter == "sparsity"
-        engine.generate([1, 2], SamplingParams(sparsity="dense", max_tokens=2))
+        engine.generate([1, 2], dataclasses.replace(GREEDY, sparsity="dense"))
     for bad in (dict(budget=0), dict(budget=1.5), dict(sink=-1), dict(budgt=3), dict(recent=1.0)):
         with pytest.raises(ConfigError):
             SparsityConfig.preset("quest", **bad)

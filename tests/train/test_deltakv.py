@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,10 +24,12 @@ from sparsejax.models.loader import load_model
 from sparsejax.models.tokenizer import load_tokenizer
 from tests.engine.models import tiny_model
 from train.answers import exact_answers
-from train.calibrate import coverage, filter_layers, refitted, top_tokens, widths
+from train.calibrate import refitted, widths
 from train.collect import Source, collect, load_layers
-from train.compressor import Settings, Trainer, pair_error, shapes
+from train.compressor import Settings, Trainer
 from train.history import CompressedHistory
+from train.pairs import mean_error, pair_error, pairs_of, principal, shapes
+from train.sensitivity import FLOOR, Moved, sensitivities
 
 GRID = Grid(8, 4, references=4)
 SETTINGS = Settings(grid=GRID, latent=16, inner=8, layer_steps=30, model_steps=2, pages=8, rate=3e-3)
@@ -78,19 +81,76 @@ def test_collection_holds_what_layers_store_and_goes_on(model, tmp_path: Path):
         collect(model, tokenizer, tmp_path / "other", Source("absent.txt"), count=3, length=64)
 
 
-def test_both_stages_train_and_refitting_helps(trained: Trainer):
-    with (trained.out / "log.csv").open() as file:
-        rows = list(csv.DictReader(file))
+def log_of(trainer: Trainer) -> list[dict[str, str]]:
+    with (trainer.out / "log.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_both_stages_train(trained: Trainer):
+    rows = log_of(trained)
     assert [(int(row["step"]), row["stage"]) for row in rows] == [
-        (0, "start"), (10, "layers"), (20, "layers"), (30, "layers"), (32, "model")
+        (0, "start"), (10, "layers"), (20, "layers"), (30, "layers"), (30, "refit"), (32, "model")
     ]
-    assert float(rows[3]["held_out"]) < float(rows[0]["held_out"])
-    for name, weights in trained.params.items():
-        before, after = (
-            float(pair_error(one, trained.pairs[name], GRID, 16))
-            for one in (weights, refitted(weights, trained.pairs[name], GRID))
-        )
-        assert after < before
+    assert float(rows[3]["error"]) < float(rows[0]["error"])
+    assert [bool(row["divergence"]) for row in rows] == [False] * 4 + [True] * 2
+
+
+def test_a_stage_never_ends_worse_than_it_began(model, data, tmp_path: Path):
+    """Even at a rate that throws everything out."""
+    wild = dataclasses.replace(SETTINGS, layer_steps=20, rate=3.0, model_rate=3.0)
+    trainer = Trainer(model, wild, tmp_path, data)
+    start = trainer.params
+    trainer.run(report_every=10)
+    rows = log_of(trainer)
+    errors = {row["stage"]: float(row["error"]) for row in rows}
+    assert errors["layers"] > 2 * errors["start"] >= 2 * errors["refit"]
+    assert float(rows[-1]["divergence"]) > 2 * float(rows[-2]["divergence"])
+    kept = {name: refitted(one, trainer.pairs[name], GRID) for name, one in start.items()}
+    error = mean_error(trainer.params, trainer.held, GRID)
+    assert error == min(mean_error(one, trainer.held, GRID) for one in (start, kept))
+
+
+def test_refitting_lowers_the_error(model, data, trained: Trainer):
+    pairs = trained.pairs["1"]
+    start = principal(pairs, 16, 8, 0)
+    assert float(pair_error(refitted(start, pairs, GRID), pairs, GRID)) < float(pair_error(start, pairs, GRID))
+
+
+def test_sensitivity_predicts_how_far_answers_move(model, data):
+    """The divergence under small random errors of every token is half their size in the metric, on average."""
+    tokens = data[0][:1]
+    n, rows = tokens.shape[1], 24
+    metric = sensitivities(model, np.repeat(tokens, rows, axis=0), (1,), 1)["1"][0]
+    decoder = Decoder(model.config, model.dtype)
+
+    @jax.jit
+    def divergence(noise: jax.Array) -> jax.Array:
+        def read(offsets: jax.Array) -> jax.Array:
+            both = jnp.zeros_like(offsets), offsets
+            kept = hidden(model, Moved(DenseCausal.of(model.config), both), tokens[0])
+            return jax.nn.log_softmax(decoder.apply({"params": model.params}, kept, method="logits"))
+
+        dense, found = read(jnp.zeros_like(noise)), read(noise)
+        return (jnp.exp(dense) * (dense - found)).sum()
+
+    errors = 0.02 * np.random.default_rng(0).standard_normal((rows, n, 2, 2, 16)).astype(np.float32)
+    apart = np.mean([divergence(jnp.asarray(one)) for one in errors])
+    x = errors.reshape(rows * n, -1)
+    predicted = 0.5 * n * np.einsum("tw,wx,tx->t", x, metric, x).mean()
+    assert 0.6 < apart / predicted < 1.6
+
+
+def test_components_in_a_metric_are_the_best_in_it(model, data):
+    rng = np.random.default_rng(0)
+    metric = rng.standard_normal((1, 64, 64)) * np.geomspace(1, 30, 64)
+    metric = jnp.asarray(metric @ metric.swapaxes(1, 2), jnp.float32)
+    exact = dataclasses.replace(GRID, latents="none")
+    weighted, plain = pairs_of(data[2][1], GRID, 1, metric), pairs_of(data[2][1], GRID, 1)
+    whole = metric * 64 / jnp.trace(metric[0]) + FLOOR * jnp.eye(64)
+    np.testing.assert_allclose(weighted.root @ weighted.root, whole, atol=1e-3)
+    best, other = principal(weighted, 16, 8, 0), principal(plain, 16, 8, 0)
+    assert pair_error(best, weighted, exact) < 0.9 * pair_error(refitted(other, plain, exact), weighted, exact)
+    assert pair_error(other, plain, exact) < pair_error(refitted(best, weighted, exact), plain, exact)
 
 
 def test_resumed_is_uninterrupted(model, data, trained: Trainer, tmp_path: Path):
@@ -114,7 +174,7 @@ def test_visibility_depends_on_position(model, trained: Trainer, data):
     tokens, layers = data[0][0][:40], (None, trained.params["1"])
     expected = hidden(model, DenseCausal(), tokens)
     for raw_until, dense in ((0, 8), (20, 20)):
-        found = hidden(model, CompressedHistory(layers, jnp.asarray([raw_until]), GRID, 40, 0), tokens)
+        found = hidden(model, CompressedHistory(layers, jnp.asarray([raw_until]), GRID, 40), tokens)
         np.testing.assert_allclose(found[:dense], expected[:dense], atol=2e-5)
         assert float(jnp.abs(found[dense:] - expected[dense:]).max()) > 1e-3
 
@@ -177,20 +237,6 @@ def test_widths_follow_the_errors():
     assert widths(errors, (8, 16, 24), 24) == {1: 8, 2: 8, 3: 8}
     with pytest.raises(ConfigError, match="exceed the budget of 23"):
         widths(errors, (8, 16, 24), 23)
-
-
-def test_filter_layers_cover_those_after_them():
-    rng = np.random.default_rng(0)
-    q, keys = rng.standard_normal((4, 8)).astype(np.float32), rng.standard_normal((20, 2, 8)).astype(np.float32)
-    keys[7, 1] = 50 * q[3]
-    assert 7 in top_tokens(jnp.asarray(q), jnp.asarray(keys), 3)
-    alike, other = np.arange(4), np.arange(10, 14)
-    share = coverage(np.stack([np.stack([alike, alike, other, other, other])] * 2))
-    np.testing.assert_array_equal(share[0], [1, 1, 0, 0, 0])
-    assert filter_layers(share, 2) == (0, 2)
-    assert filter_layers(share, 9) == (0, 1, 2, 3, 4)
-    with pytest.raises(ConfigError, match="layer 0 must always filter"):
-        filter_layers(share, 2, always=(1,))
 
 
 def test_answers_read_raw_are_those_of_the_model():

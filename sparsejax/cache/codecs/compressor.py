@@ -79,19 +79,14 @@ def load_compressor(path: str | Path, cfg: DecoderConfig, base: str) -> Compress
             tensor is missing, misshaped or not finite; the message names each difference.
     """
     path = Path(path)
-    facts = read_json(path / FACTS)
-    if not {"model", "grid", "tensors"} <= facts.keys():
-        raise ModelError(f"{path / FACTS} must say model, grid and tensors; it says {sorted(facts)}: export it again")
+    facts = _read_facts(path)
     wanted, made = _facts(cfg, base), facts["model"]
     differing = [
         f"{name} {made.get(name)} (the model has {value})" for name, value in wanted.items() if made.get(name) != value
     ]
     if differing:
         raise ModelError(f"the compressor in {path} was trained for another model: {'; '.join(differing)}")
-    try:
-        grid = Grid(**facts["grid"])
-    except (TypeError, ValueError) as error:
-        raise ModelError(f"the grid in {path / FACTS} cannot be used: {error}") from error
+    grid = _grid(path, facts)
     file = read_header(path / TENSORS)
     bad = [
         f"{name} is {list(file.entries[name].shape) if name in file.entries else 'missing'}, not {shape}"
@@ -113,3 +108,28 @@ def load_compressor(path: str | Path, cfg: DecoderConfig, base: str) -> Compress
         if groups * found != width:
             raise ModelError(f"{path}: layer {layer} reads vectors of {groups * found}, the model has {width}")
     return Compressor(grid, layers)
+
+
+def read_shapes(path: str | Path) -> tuple[Grid, dict[int, tuple[int, ...]]]:
+    """The grid of a compressor on disk, and the shape [A, W, C] of g of each of its layers; weights are not read.
+
+    Raises:
+        ModelError: it is missing, or does not say what it is.
+    """
+    facts = _read_facts(Path(path))
+    shapes = {name.split(".")[1]: tuple(shape) for name, shape in facts["tensors"].items() if name.endswith(".g")}
+    return _grid(Path(path), facts), {int(layer): shape for layer, shape in shapes.items()}
+
+
+def _read_facts(path: Path) -> dict[str, Any]:
+    facts = read_json(path / FACTS)
+    if not {"model", "grid", "tensors"} <= facts.keys():
+        raise ModelError(f"{path / FACTS} must say model, grid and tensors; it says {sorted(facts)}: export it again")
+    return facts
+
+
+def _grid(path: Path, facts: dict[str, Any]) -> Grid:
+    try:
+        return Grid(**facts["grid"])
+    except (TypeError, ValueError) as error:
+        raise ModelError(f"the grid in {path / FACTS} cannot be used: {error}") from error

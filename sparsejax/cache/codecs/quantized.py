@@ -153,7 +153,3 @@ class QuantizedPages:
         """A ragged chunk over the sealed pages before each query's own page."""
         return pallas_kernels.quantized_prefill_attention(q, *self.view(pools), *lists, return_lse=True, **options)
 
-    def copy(self, pools: Codes, source: Int[Array, " C"], target: Int[Array, " C"]) -> Codes:
-        """Copies whole pages ``source[i] -> target[i]``."""
-        return jax.tree.map(lambda pool: pool.at[target].set(pool[source]), pools)
-

@@ -21,6 +21,9 @@ log = logging.getLogger("sparsejax.access")
 OPEN = "/grpc.health.v1.Health/"
 FOREIGN = ("/grpc.reflection.", OPEN)
 """Methods with statuses of their own, which are served as they are."""
+STUBS = "_pb2_grpc"
+"""Where methods are that no service of ours has overridden. Their refusal is all that is sent: after the metadata that
+other answers begin with, gateways take a stream for one that works, and ask again without end."""
 
 
 class Access(grpc.aio.ServerInterceptor):
@@ -44,6 +47,8 @@ class Access(grpc.aio.ServerInterceptor):
         if handler is None or method.startswith(FOREIGN):
             return handler
         behaviour = handler.unary_stream if handler.response_streaming else handler.unary_unary
+        if behaviour.__module__.endswith(STUBS):
+            return grpc.unary_unary_rpc_method_handler(_not_offered)
         make = (
             grpc.unary_stream_rpc_method_handler
             if handler.response_streaming
@@ -72,9 +77,6 @@ class Access(grpc.aio.ServerInterceptor):
         except asyncio.CancelledError:
             outcome = "CANCELLED"  # by the client, or its deadline has passed
             raise
-        except NotImplementedError:
-            outcome = "UNIMPLEMENTED"
-            await context.abort(grpc.StatusCode.UNIMPLEMENTED, f"{method} is not offered here.")
         except SparseJaxError as error:
             status = self._status(error)
             outcome = status.code.name
@@ -106,3 +108,7 @@ def _decoded(read: Callable[[bytes], Any], raw: bytes) -> Any:
 async def _refuse(request: Any, context: grpc.aio.ServicerContext) -> None:
     message = "the token is missing or wrong: send metadata 'authorization: Bearer TOKEN'."
     await context.abort(grpc.StatusCode.UNAUTHENTICATED, message)
+
+
+async def _not_offered(request: Any, context: grpc.aio.ServicerContext) -> None:
+    await context.abort(grpc.StatusCode.UNIMPLEMENTED, "this method is not offered here.")

@@ -14,11 +14,13 @@ class Query(NamedTuple):
     """One decode query per row, ``q [B, H, D]`` rotated, and the pages it may read.
 
     Attributes:
-        page_ids: physical ids ``[B, 1, S]`` by logical index; `counts` ``[B, 1]`` of them are the row's.
+        page_ids: physical ids ``[B, Kl, S]``; the first `counts` ``[B, Kl]`` are the row's. Kl is 1, but K where lists
+            of candidates differ by KV head.
         lengths: tokens of each row, the query's own included.
         bounds: key bounds of sealed pages ``[N, K, 2D]``; None unless a declared select needs them.
         options: `window`, `soft_cap` and `implementation` of the layer's attention.
         lse: log-sum-exp ``[B, H]`` of attention over all pages, for rows whose select reads all of them.
+        logical_ids: of candidates, their indices in the sequence; None where all pages are listed in order.
         scales: of coded pages, whose `k_pages` and `v_pages` are codes; the open page is not among those. None
             where pages are dense.
     """
@@ -32,6 +34,7 @@ class Query(NamedTuple):
     lengths: Array
     options: dict[str, Any]
     lse: Array | None = None
+    logical_ids: Array | None = None
     scales: Array | None = None
 
 

@@ -1,4 +1,4 @@
-"""Rotation of rebuilt keys."""
+"""Rotation of keys by their positions, and back."""
 
 from __future__ import annotations
 
@@ -14,3 +14,10 @@ def rotated(
     cos, sin = jnp.cos(angles) * magnitude, jnp.sin(angles) * magnitude
     one, two = jnp.split(keys, 2, axis=-1)
     return jnp.concatenate([one * cos - two * sin, two * cos + one * sin], axis=-1)
+
+
+def unrotated(
+    keys: Float[Array, "T K D"], positions: Int[Array, " T"], frequencies: Float[Array, " D2"], magnitude: float
+) -> Float[Array, "T K D"]:
+    """The keys that `rotated` turned into these, in float32."""
+    return rotated(keys, positions, -frequencies, 1 / magnitude)

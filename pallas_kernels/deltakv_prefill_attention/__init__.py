@@ -1,0 +1,1 @@
+"""Attention of a ragged chunk of many sequences against the DeltaKV pages before each query."""

@@ -1,0 +1,220 @@
+"""What a server still answers when ten times as much is asked as it can do.
+
+A server process with the model inside the package, and this process as its clients. Rounds take turns: first as many
+clients as the server accepts, each with one request after the other, which gives the capacity; then requests that start
+by a Poisson process at `--times` the best capacity so far, whether earlier ones were answered or not. Tokens count that
+arrive in the last four fifths of a round. On a machine that others use too, the server's CPU time per token of a full
+answer, refusals included, is what can be compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import socket
+import statistics
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from benchmarks.process import Load, ticks_of
+from benchmarks.report import markdown
+from benchmarks.store import head
+
+PROMPT, NEW_TOKENS = 32, 256
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--times", type=float, default=10.0, help="load over capacity (default: 10)")
+    parser.add_argument("--seconds", type=float, default=20.0, help="length of a round (default: 20)")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds of each kind (default: 5)")
+    parser.add_argument("--rows", type=int, default=8, help="rows of the engine (default: 8)")
+    parser.add_argument("--max-requests", type=int, default=16, help="what the server accepts (default: 16)")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the figures as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    rounds, best = [], 0.0
+    with started(args) as server:
+        server.round(lambda s: _join([_start(s.ask) for _ in range(args.max_requests)]), 0.1)  # compiles, unmeasured
+        for turn in range(args.rounds + 1):
+            capacity = server.round(lambda s: closed(s, args.max_requests), args.seconds)
+            best = max(best, capacity["tokens_per_second"])
+            rate = args.times * best / NEW_TOKENS
+            overload = server.round(lambda s, rate=rate: opened(s, rate), args.seconds)
+            if turn:  # the first one warms everything
+                rounds.append({"capacity": capacity, "overload": {**overload, "rate": rate}})
+                print(json.dumps(rounds[-1]), flush=True)
+    workload = {"prompt": PROMPT, "new_tokens": NEW_TOKENS, "rows": args.rows, "max_requests": args.max_requests}
+    stored = {**head(), "workload": {**workload, "times": args.times, "seconds": args.seconds}, "rounds": rounds}
+    if args.out:
+        args.out.write_text(json.dumps(stored, indent=1) + "\n")
+    print(table(stored))
+    bad = any(one[kind]["failed"] or one[kind]["most_held"] > args.max_requests for one in rounds for kind in one)
+    return 1 if bad else 0
+
+
+class Round:
+    """One round: a way to send, and what came."""
+
+    def __init__(self, send: Callable[[list[int]], Iterator[Any]], seconds: float):
+        self.start, self.seconds, self.answers, self.draw = time.perf_counter(), seconds, [], random.Random(0)
+        self._send, self._arrived = send, []
+
+    @property
+    def over(self) -> bool:
+        return time.perf_counter() - self.start >= self.seconds
+
+    def ask(self) -> None:
+        """Sends one prompt and reads the answer."""
+        from sparsejax.cli.load import Answer, read_answer
+
+        answer = Answer()
+        self.answers.append(answer)
+        read_answer(self._noted, [self.draw.randrange(100) for _ in range(PROMPT)], answer)
+
+    def _noted(self, prompt: list[int]) -> Iterator[Any]:
+        for output in self._send(prompt):
+            count = sum(len(part.token_ids) for part in output.outputs)
+            self._arrived.append((time.perf_counter() - self.start, count))
+            yield output
+
+    def rate(self) -> float:
+        """Tokens per second in the last four fifths."""
+        first = self.seconds / 5
+        return sum(count for when, count in self._arrived if first <= when < self.seconds) / (self.seconds - first)
+
+
+def closed(now: Round, clients: int) -> None:
+    """`clients` that each send one request after the other."""
+
+    def work() -> None:
+        while not now.over:
+            now.ask()
+
+    _join([_start(work) for _ in range(clients)])
+
+
+def opened(now: Round, rate: float) -> None:
+    """Requests at the times of a Poisson process."""
+    threads, due = [], now.start
+    while not now.over:
+        threads.append(_start(now.ask))
+        due += now.draw.expovariate(rate)
+        time.sleep(max(0.0, due - time.perf_counter()))
+    _join(threads)
+
+
+def _start(work: Callable[[], None]) -> threading.Thread:
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    return thread
+
+
+def _join(threads: list[threading.Thread]) -> None:
+    for thread in threads:
+        thread.join()
+
+
+class started:  # noqa: N801  (a context manager)
+    """The server process, and rounds against it."""
+
+    def __init__(self, args: argparse.Namespace):
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.url = f"http://127.0.0.1:{free.getsockname()[1]}"
+        self._command = [sys.executable, str(ROOT / "scripts" / "serve_openai.py"), "--port", self.url.split(":")[-1]]
+        self._command += ["--max-num-seqs", str(args.rows), "--max-requests", str(args.max_requests)]
+        self._command += ["--max-model-len", "512", "--warmup", "lazy", "--log-level", "warning"]
+
+    def __enter__(self) -> started:
+        from sparsejax.cli.load import sender
+
+        self.process = subprocess.Popen(self._command, cwd=ROOT)
+        while not self._ready():
+            if self.process.poll() is not None:
+                raise SystemExit("the server ended before it was ready")
+            time.sleep(0.2)
+        self._send = sender(argparse.Namespace(url=self.url, api_key=None, output_len=NEW_TOKENS))
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        if self.process.poll() is not None:
+            print(f"the server ended with {self.process.returncode}", file=sys.stderr)
+        self.process.terminate()
+        self.process.wait()
+
+    def _ready(self) -> bool:
+        try:
+            return urllib.request.urlopen(f"{self.url}/ready", timeout=5).status == 200
+        except OSError:
+            return False
+
+    def held(self) -> int:
+        with urllib.request.urlopen(f"{self.url}/load", timeout=30) as answer:
+            return json.load(answer)["server_load"]
+
+    def round(self, drive: Callable[[Round], None], seconds: float) -> dict[str, Any]:
+        load, ticks, now = Load.now(self.process.pid), ticks_of(self.process.pid), Round(self._send, seconds)
+        held = [0]
+
+        def watch() -> None:
+            while not now.over:
+                held.append(self.held())
+                time.sleep(0.25)
+
+        watcher = _start(watch)
+        drive(now)
+        _join([watcher])
+        used = (ticks_of(self.process.pid) - ticks) / 100
+        good = [answer for answer in now.answers if answer.good]
+        return {
+            "asked": len(now.answers),
+            "answered": len(good),
+            "refused": sum(answer.refused for answer in now.answers),
+            "failed": sum(not answer.good and not answer.refused for answer in now.answers),
+            "tokens_per_second": now.rate(),
+            "server_cpu_ms_per_token": 1000 * used / max(sum(answer.tokens for answer in good), 1),
+            "median_first_token": statistics.median(answer.times[0] for answer in good),
+            "slowest_first_token": max(answer.times[0] for answer in good),
+            "most_held": max(held),
+            "foreign_cpu": Load.now(self.process.pid).since(load)["foreign_cpu"],
+        }
+
+
+def table(stored: dict[str, Any]) -> str:
+    """The stored rounds as Markdown, with the ratio of each pair."""
+    rounds, work = stored["rounds"], stored["workload"]
+    rows: list[tuple[str, ...]] = [("", "capacity", f"{work['times']:g} x capacity")]
+
+    def row(title: str, field: str, shape: str) -> None:
+        values = [[one[kind][field] for one in rounds] for kind in ("capacity", "overload")]
+        rows.append((title, *(shape.format(statistics.median(value)) for value in values)))
+
+    row("requests started in a round", "asked", "{:.0f}")
+    row("answered in full", "answered", "{:.0f}")
+    row("refused with 503", "refused", "{:.0f}")
+    row("failed otherwise", "failed", "{:.0f}")
+    row(f"most requests held (limit {work['max_requests']})", "most_held", "{:.0f}")
+    row("tokens/s of answers", "tokens_per_second", "{:.0f}")
+    row("server's CPU per token, ms", "server_cpu_ms_per_token", "{:.3f}")
+    row("first token, median, s", "median_first_token", "{:.2f}")
+    row("first token, slowest, s", "slowest_first_token", "{:.2f}")
+    ratios = [one["overload"]["tokens_per_second"] / one["capacity"]["tokens_per_second"] for one in rounds]
+    used = [one["capacity"]["server_cpu_ms_per_token"] / one["overload"]["server_cpu_ms_per_token"] for one in rounds]
+    others = statistics.median(one[kind]["foreign_cpu"] or 0.0 for one in rounds for kind in one)
+    text = (
+        f"\nGoodput under overload over capacity: {statistics.median(ratios):.2f} "
+        f"({', '.join(f'{ratio:.2f}' for ratio in ratios)} in the single pairs of rounds); by the "
+        f"server's CPU time: {statistics.median(used):.2f} ({', '.join(f'{ratio:.2f}' for ratio in used)}). "
+        f"Medians of {len(rounds)} rounds of {work['seconds']:g} s each; {work['rows']} rows of the engine, "
+        f"{work["prompt"]} prompt and {work["new_tokens"]} new tokens a request; "
+        f"others used {others:.0%} of the processors meanwhile.\n"
+    )
+    return markdown(rows) + "\n" + text

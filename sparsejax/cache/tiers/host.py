@@ -1,0 +1,57 @@
+"""The warm tier: pages in main memory, as many as a budget of bytes holds, the one used last longest ago goes first."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import numpy as np
+from numpy.typing import NDArray
+
+type Payload = NDArray[np.uint8]
+"""The bytes of one page of all layers, as `engine.transfer.Transfers` packs them."""
+
+
+class HostTier:
+    """Least recently used first. Not safe for several threads: `TieredStore` holds the lock."""
+
+    def __init__(self, max_bytes: int):
+        self.max_bytes = max_bytes
+        self.bytes = 0
+        self._pages: OrderedDict[bytes, Payload] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._pages)
+
+    def __contains__(self, hash: bytes) -> bool:
+        return hash in self._pages
+
+    def get(self, hash: bytes) -> Payload | None:
+        """The page, which counts as used now."""
+        payload = self._pages.get(hash)
+        if payload is not None:
+            self._pages.move_to_end(hash)
+        return payload
+
+    def put(self, hash: bytes, payload: Payload) -> list[tuple[bytes, Payload]]:
+        """Takes a page in.
+
+        Returns:
+            the pages that had to go for it: the page itself, if it alone is more than the budget.
+        """
+        if hash in self._pages:
+            self._pages.move_to_end(hash)
+            return []
+        self._pages[hash] = payload
+        self.bytes += len(payload)
+        gone = []
+        while self.bytes > self.max_bytes:
+            gone.append(self._pages.popitem(last=False))
+            self.bytes -= len(gone[-1][1])
+        return gone
+
+    def clear(self) -> list[tuple[bytes, Payload]]:
+        """Gives up every page, the one used last longest ago first."""
+        gone = list(self._pages.items())
+        self._pages.clear()
+        self.bytes = 0
+        return gone

@@ -1,0 +1,174 @@
+"""Pages that went through main memory or the disk serve as if they had never left: same tokens, same bits."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+
+from sparsejax import EngineConfig, SamplingParams
+from sparsejax.errors import CapacityError, ConfigError, StoreError
+from tests.engine.models import random_prompts, tiny_engine
+
+GREEDY = SamplingParams(temperature=0.0, max_tokens=6, ignore_eos=True, logprobs=1)
+PAGE = 16
+# Room for two sequences of 10 pages; a working set of 8 such prompts is 4 times the pool.
+COLD = dict(max_num_seqs=2, max_num_batched_tokens=64, enable_prefix_caching=False)
+POOL = COLD | dict(enable_prefix_caching=True)
+
+
+def pool_bytes(pages: int = 21, **overrides) -> int:
+    with tiny_engine(**POOL, **overrides) as engine:
+        group = engine.core.runner.state.kv.group
+        return group.fixed_bytes + pages * group.page_bytes
+
+
+def answers(engine, prompts: list[list[int]]) -> list:
+    """Tokens and log-probabilities, one prompt after the other: so the programs are the same whatever is cached."""
+    outputs = [engine.generate([prompt], GREEDY)[0] for prompt in prompts]
+    return [
+        (o.outputs[0].token_ids, [[(t, p.logprob) for t, p in step.items()] for step in o.outputs[0].logprobs])
+        for o in outputs
+    ]
+
+
+@pytest.fixture(scope="module")
+def prompts() -> list[list[int]]:
+    return random_prompts(3, tuple(range(150, 158)))
+
+
+@pytest.fixture(scope="module", params=("dense", "int8", "int4"))
+def setting(request, prompts):
+    """Sparsity, bytes of a pool, and what a large engine without a cache answers."""
+    with tiny_engine(sparsity=request.param, **COLD) as engine:
+        return request.param, pool_bytes(sparsity=request.param), answers(engine, prompts)
+
+
+def test_a_working_set_four_times_the_pool_is_served_from_below(setting, prompts, tmp_path):
+    sparsity, size, cold = setting
+    page = size // 21
+    tiers = dict(host_kv_bytes=30 * page, disk_kv_path=str(tmp_path), disk_kv_bytes=200 * page)
+    with tiny_engine(sparsity=sparsity, kv_memory_bytes=size, **tiers, **POOL) as engine:
+        assert answers(engine, prompts) == cold
+        before = engine.stats()
+        engine.core.tiers.costs.seconds.clear()  # not measured yet: everything comes back
+        for _ in range(2):
+            assert answers(engine, prompts) == cold
+        after = engine.stats()
+        assert after["prefix_cache_hits"] - before["prefix_cache_hits"] > 0.5 * 2 * sum(map(len, prompts))
+        assert after["host_kv_hits"] and after["disk_kv_hits"] and after["kv_pages_loaded"] > 60
+        memory = engine.memory()
+        assert 0 < memory["host_kv_pages"] <= 30 * page + 8 * page
+        assert memory["disk_kv_pages"] == sum(f.stat().st_size for f in tmp_path.rglob("*.page")) <= 200 * page
+        assert memory["total"] == sum(size for name, size in memory.items() if name != "total")
+
+
+def test_a_restarted_engine_serves_what_the_last_one_computed(setting, prompts, tmp_path):
+    sparsity, size, cold = setting
+    tiers = dict(disk_kv_path=str(tmp_path), disk_kv_bytes=20 * size)
+    with tiny_engine(sparsity=sparsity, **tiers, **POOL) as engine:
+        assert answers(engine, prompts) == cold
+    with tiny_engine(sparsity=sparsity, **tiers, **POOL) as engine:
+        assert answers(engine, prompts) == cold
+        stats = engine.stats()
+        assert stats["prefix_cache_hits"] == sum((len(prompt) - 1) // PAGE * PAGE for prompt in prompts)
+        assert stats["computed_tokens"] < sum(map(len, prompts)) / 2
+
+
+@pytest.mark.parametrize("cut", (PAGE - 1, PAGE, 71, 149))
+def test_any_split_of_the_prompt_continues_from_below(prompts, tmp_path, cut):
+    with tiny_engine(**COLD) as engine:
+        cold = answers(engine, prompts[:1])
+    tiers = dict(disk_kv_path=str(tmp_path), disk_kv_bytes=1 << 30)
+    with tiny_engine(**tiers, **POOL) as engine:
+        answers(engine, [prompts[0][:cut]])
+    with tiny_engine(**tiers, **POOL) as engine:
+        assert answers(engine, prompts[:1]) == cold
+        assert engine.stats()["kv_pages_loaded"] == cut // PAGE
+
+
+def test_damage_and_a_full_disk_cost_time_and_no_token(prompts, tmp_path, caplog, monkeypatch):
+    with tiny_engine(**COLD) as engine:
+        cold = answers(engine, prompts)
+    tiers = dict(disk_kv_path=str(tmp_path), disk_kv_bytes=1 << 30)
+    with tiny_engine(**tiers, **POOL) as engine:
+        answers(engine, prompts)
+    rng = random.Random(0)
+    for file in sorted(tmp_path.rglob("*.page")):
+        if rng.random() < 0.3:
+            data = bytearray(file.read_bytes())
+            data[rng.randrange(len(data))] ^= 1 + rng.randrange(255)
+            file.write_bytes(data)
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with tiny_engine(kv_memory_bytes=pool_bytes(), **tiers, **POOL) as engine:
+        assert answers(engine, prompts) == cold
+        stats = engine.stats()
+        assert stats["disk_kv_damaged"] > 3 and stats["disk_kv_errors"] > 0 and stats["disk_kv_writes"] == 0
+    assert any("refused" in message for message in caplog.messages)
+
+
+def refuse(*_: object, **__: object) -> None:
+    raise OSError(28, "No space left on device")
+
+
+def test_preempted_sequences_come_back_from_main_memory(prompts):
+    with tiny_engine(**COLD) as engine:
+        params = SamplingParams(temperature=0.0, max_tokens=60, ignore_eos=True)
+        cold = [o.outputs[0].token_ids for o in engine.generate(prompts[:2], params)]
+    with tiny_engine(kv_memory_bytes=pool_bytes(), host_kv_bytes=1 << 30, **POOL) as engine:
+        assert [o.outputs[0].token_ids for o in engine.generate(prompts[:2], params)] == cold
+        stats = engine.stats()
+        assert stats["num_preemptions"] > 0 and stats["kv_pages_loaded"] > 0
+
+
+def test_aborts_while_pages_are_on_their_way_leave_nothing_behind(prompts, tmp_path):
+    tiers = dict(disk_kv_path=str(tmp_path), disk_kv_bytes=1 << 30)
+    rng = random.Random(5)
+    with tiny_engine(**COLD) as engine:
+        cold = answers(engine, prompts)
+    with tiny_engine(kv_memory_bytes=pool_bytes(), host_kv_bytes=100_000, **tiers, **POOL) as engine:
+        for turn in range(30):
+            for index in rng.sample(range(8), 3):
+                n = rng.choice([1, 1, 2])
+                engine.add_request(f"{turn}.{index}", prompts[index], SamplingParams(max_tokens=3, n=n, seed=turn))
+            for _ in range(rng.randint(0, 6)):
+                engine.step()
+            engine.abort([name for name in engine.core.request_ids() if rng.random() < 0.6])
+        while engine.has_unfinished():
+            engine.step()
+        assert answers(engine, prompts) == cold
+        stats = engine.stats()
+        assert stats["kv_live_pages"] == 0 and stats["kv_pages_loaded"] > 20
+        assert engine.core.scheduler.prefixes._coming == {}
+
+
+def test_another_salt_or_model_finds_nothing_below(prompts, tmp_path):
+    tiers = dict(disk_kv_path=str(tmp_path), disk_kv_bytes=1 << 30)
+    salted = SamplingParams(temperature=0.0, max_tokens=2, cache_salt="one")
+    with tiny_engine(**tiers, **POOL) as engine:
+        engine.generate(prompts, salted)
+    with tiny_engine(**tiers, **POOL) as engine:
+        engine.generate(prompts, SamplingParams(temperature=0.0, max_tokens=2, cache_salt="two"))
+        assert engine.stats()["prefix_cache_hits"] == 0
+    with tiny_engine(sparsity="int8", **tiers, **POOL) as engine:
+        engine.generate(prompts, salted)
+        assert engine.stats()["prefix_cache_hits"] == 0
+
+
+def test_settings_are_checked(tmp_path):
+    with pytest.raises(ConfigError, match="needs both"):
+        EngineConfig(disk_kv_path=str(tmp_path))
+    with pytest.raises(ConfigError, match="needs both"):
+        EngineConfig(disk_kv_bytes=1 << 20)
+    with pytest.raises(ConfigError, match="at least 0"):
+        EngineConfig(host_kv_bytes=-1)
+    with pytest.raises(ConfigError, match="as text"):
+        EngineConfig(disk_kv_path=tmp_path, disk_kv_bytes=1 << 20)
+    with pytest.raises(ConfigError, match="enable_prefix_caching"):
+        EngineConfig(host_kv_bytes=1 << 20, enable_prefix_caching=False)
+    with pytest.raises(CapacityError, match="holds no page"):
+        tiny_engine(host_kv_bytes=100, **POOL)
+    (tmp_path / "file").touch()
+    with pytest.raises(StoreError, match="no directory"):
+        tiny_engine(disk_kv_path=str(tmp_path / "file"), disk_kv_bytes=1 << 20, **POOL)
