@@ -64,6 +64,7 @@ class SamplingFields(Body):
     skip_special_tokens: bool | None = None
     spaces_between_special_tokens: bool | None = None
     sparsity: str | dict[str, Any] | None = None
+    cache_salt: str | None = None
     response_format: ResponseFormat | None = None
     structured_outputs: dict[str, Any] | None = None
     guided_json: dict[str, Any] | str | None = None
@@ -110,5 +111,5 @@ _SAMPLED = (
     *("n", "temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty"),
     *("repetition_penalty", "seed", "stop", "stop_token_ids", "bad_words", "include_stop_str_in_output"),
     *("ignore_eos", "max_tokens", "min_tokens", "prompt_logprobs", "logit_bias", "allowed_token_ids"),
-    *("skip_special_tokens", "spaces_between_special_tokens", "sparsity"),
+    *("skip_special_tokens", "spaces_between_special_tokens", "sparsity", "cache_salt"),
 )
