@@ -158,6 +158,8 @@ def test_the_saving_is_real():
 def test_refusals_say_what_to_do():
     with pytest.raises(ConfigError, match="beta=0.5 must be a number of at least 1"):
         SparsityConfig.preset("pyramidkv", beta=0.5)
+    with pytest.raises(ConfigError, match="pages go there through the prefix cache"):
+        tiny_engine(sparsity=PYRAMID, host_kv_bytes=1 << 20)
     with pytest.raises(ConfigError, match="lists of pages pass from layer to layer"):
         SparsityConfig(keep=Keep("snapkv", beta=4), select="omnikv", filter_layers=(0,))
 
