@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from benchmarks import blocks, bounds, decode, http_overhead, overload, serve, start, steps
+from benchmarks import blocks, bounds, decode, http_overhead, overload, serve, start, steps, tiers
 
 COMMANDS = {
     "http": http_overhead,
@@ -16,6 +16,7 @@ COMMANDS = {
     "decode": decode,
     "bounds": bounds,
     "blocks": blocks,
+    "tiers": tiers,
 }
 
 

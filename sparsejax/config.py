@@ -34,6 +34,8 @@ class EngineConfig:
         kv_memory_bytes: bytes of the KV pools; None sizes them from ``memory_utilization``.
         memory_utilization: share of device memory that weights and pools may take (on CPU: share of the
             memory that is free at start, and never more than ``max_num_seqs`` full sequences need).
+        weight_memory_bytes: device memory for weights; layers that it does not hold stay in main memory and are copied
+            to the device ahead of use, in every step. None holds all.
         max_num_seqs: most sequences that run at once.
         max_num_batched_tokens: most tokens one step computes; prefill is chunked to fit.
         num_decode_steps: decode steps done in one device call when nothing waits; 1 turns this off.
@@ -61,6 +63,7 @@ class EngineConfig:
     page_size: int = 32
     kv_memory_bytes: int | None = None
     memory_utilization: float = 0.9
+    weight_memory_bytes: int | None = None
     max_num_seqs: int = 16
     max_num_batched_tokens: int = 512
     num_decode_steps: int = 4
@@ -85,7 +88,7 @@ class EngineConfig:
         declared(self.sparsity)
         for name in ("max_num_seqs", "max_num_batched_tokens", "num_decode_steps"):
             _integer(name, getattr(self, name), minimum=1)
-        for name in ("max_model_len", "kv_memory_bytes"):
+        for name in ("max_model_len", "kv_memory_bytes", "weight_memory_bytes"):
             if getattr(self, name) is not None:
                 _integer(name, getattr(self, name), minimum=1)
         _integer("seed", self.seed)

@@ -159,6 +159,28 @@ def compile_cache(config: Any) -> Check:
     return Check("compile cache", "ok", f"{directory}, {show.size(used)}")
 
 
+def page_tiers(config: Any) -> Check:
+    """Where KV pages go that the device has no room for, and whether there is room."""
+    import psutil
+
+    if not (config.host_kv_bytes or config.disk_kv_path):
+        fix = "give --host-kv-bytes or --disk-kv-path with --disk-kv-bytes to keep prefixes that the device drops"
+        return Check("page tiers", "ok", f"none; {fix}")
+    texts, problems = [f"main memory {show.size(config.host_kv_bytes)}"], []
+    if config.host_kv_bytes > (free := psutil.virtual_memory().available):
+        problems.append(f"only {show.size(free)} of main memory is free: lower --host-kv-bytes")
+    if config.disk_kv_path is not None:
+        path = Path(config.disk_kv_path).expanduser()
+        used = sum(file.stat().st_size for file in path.rglob("*.page"))
+        texts.append(f"disk {path}, {show.size(used)} of {show.size(config.disk_kv_bytes)}")
+        place = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+        if not (place.is_dir() and os.access(place, os.W_OK)):
+            problems.append(f"{place} cannot be written: give a directory that you may write")
+        elif config.disk_kv_bytes - used > (free := psutil.disk_usage(str(place)).free):
+            problems.append(f"only {show.size(free)} of the disk is free: lower --disk-kv-bytes")
+    return Check("page tiers", "note" if problems else "ok", ", ".join(texts), "; ".join(problems))
+
+
 def model(config: Any, check_nan: bool) -> Check:
     """The checkpoint loads; with ``check_nan`` every weight is finite too."""
     from sparsejax.models.loader import load_model

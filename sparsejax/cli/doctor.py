@@ -56,6 +56,7 @@ def every_check(args: argparse.Namespace) -> Iterator[Check]:
         yield Check("settings", "fail", str(error))
         return
     yield guarded("compile cache", lambda: checks.compile_cache(config))
+    yield guarded("page tiers", lambda: checks.page_tiers(config))
     if not args.no_model:
         loaded = guarded("model", lambda: checks.model(config, args.check_nan))
         yield loaded

@@ -69,8 +69,14 @@ def _lower(build: Build) -> jax.stages.Lowered:
 
 
 def abstract(tree: Any) -> Any:
-    """Shapes and dtypes of `tree`, which is all that compiling needs."""
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
+    """Shapes and dtypes of `tree`, which is all that compiling needs; of arrays outside device memory also where."""
+
+    def of(leaf: Any) -> jax.ShapeDtypeStruct:
+        place = getattr(leaf, "sharding", None)
+        elsewhere = place if place is not None and place.memory_kind == "pinned_host" else None
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=elsewhere)
+
+    return jax.tree.map(of, tree)
 
 
 def release_compiler_memory() -> None:

@@ -20,6 +20,7 @@ from jaxtyping import Array, Float, Int
 from sparsejax.models.config import DecoderConfig
 from sparsejax.models.params import layer_shapes, top_shapes
 from sparsejax.models.rope import rotation
+from sparsejax.models.streaming import STREAMED, Stream
 
 
 @runtime_checkable
@@ -142,6 +143,7 @@ class Decoder(nn.Module):
 
     cfg: DecoderConfig
     dtype: Any = jnp.float32
+    streamed: tuple[int, ...] = ()
 
     def setup(self) -> None:
         self.weights = _declare(self, top_shapes(self.cfg), self.dtype)
@@ -150,8 +152,14 @@ class Decoder(nn.Module):
     def __call__(self, batch: Batch, kv: KV) -> tuple[Float[Array, "T E"], KV]:
         rotate = rotation(self.cfg.rope, self.cfg.head_dim, batch.positions)
         x = jnp.take(self.weights["embed"], batch.tokens, axis=0).astype(self.dtype)
-        for layer in self.layers:
-            x, kv = layer(x, batch, kv, rotate)
+        stream = Stream(self.get_variable("params", STREAMED), self.streamed)
+        for index, layer in enumerate(self.layers):
+            x, weights = stream.ahead(x), stream.take(index)
+            if weights is None:
+                x, kv = layer(x, batch, kv, rotate)
+            else:
+                here = DecoderLayer(self.cfg, self.dtype, index, parent=None)
+                x, kv = here.apply({"params": weights}, x, batch, kv, rotate)
         return rms_norm(x, self.weights["final_norm"], self.cfg.norm_eps), kv
 
     def logits(self, hidden: Float[Array, "... E"]) -> Float[Array, "... V"]:

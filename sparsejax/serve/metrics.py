@@ -128,6 +128,12 @@ class Metrics:
                 if found := pattern.fullmatch(name):
                     family.add_metric([*self._labels.values(), found[1] or default], value)
             yield family
+        labels = [*self._labels, "component"]
+        memory = GaugeMetricFamily("sparsejax:memory_bytes", "Bytes by component, in every tier.", labels=labels)
+        for name, size in self._service.memory().items():
+            if name != "total":
+                memory.add_metric([*self._labels.values(), name], size)
+        yield memory
         pages = stats["kv_live_pages"] + stats["kv_free_pages"]
         usage = stats["kv_live_pages"] / max(pages, 1)
         held, read = stats["decode_held_bytes"], stats["decode_read_bytes"]

@@ -91,3 +91,15 @@ def test_memory_says_when_nothing_fits(capsys, model):
     assert main(["memory", "--model", str(model), "--kv-memory-bytes", "1000"]) == 0
     text = capsys.readouterr().out
     assert "2,048 tokens" in text and "Where none fits" in text
+
+
+def test_the_tiers_of_pages_are_looked_at(capsys, tmp_path):
+    kept = tmp_path / "kv" / "ab"
+    kept.mkdir(parents=True)
+    (kept / ("ab" * 32 + ".page")).write_bytes(bytes(3 << 20))
+    flags = ("--no-model", "--host-kv-bytes", "1MiB", "--disk-kv-path", str(tmp_path / "kv"), "--disk-kv-bytes")
+    tiers = doctor(capsys, *flags, "8MiB")[1]["page tiers"][0]
+    assert tiers["status"] == "ok" and "3.0 MiB of 8.0 MiB" in tiers["detail"]
+    tiers = doctor(capsys, *flags, "9000TiB")[1]["page tiers"][0]
+    assert tiers["status"] == "note" and "lower --disk-kv-bytes" in tiers["fix"]
+    assert "none" in doctor(capsys, "--no-model")[1]["page tiers"][0]["detail"]
