@@ -127,6 +127,14 @@ def test_an_engine_has_blocks_of_one_size():
     assert selector.lacks(eight, 100) is None and selector.lacks(dataclasses.replace(eight, block=0), 100) is None
 
 
+def test_a_budget_that_covers_every_sequence_is_served_whatever_was_declared():
+    small = SparsityConfig(select="quest", budget=20)
+    selector = Selector.of((small,), SIZE, KV_HEADS, 400)
+    assert selector.width == 18  # recents take what the budget does not hold
+    assert selector.lacks(dataclasses.replace(small, budget=400), 100) is None
+    assert "budgets of up to 18 pages" in selector.lacks(dataclasses.replace(small, budget=396), 100)
+
+
 def test_lists_that_a_top_p_fills_are_counted():
     for top_p, budget in ((0.999, 16), (0.01, 32), (1.0, 16)):
         layers = Layers(budget=budget, top_p=top_p)
