@@ -2,7 +2,8 @@
 
 A marker pair is ``<!-- KIND:NAME.json DTYPE -->`` and ``<!-- /bench -->``; NAME.json lies in docs/results. Kinds are
 the tables ``bench``, ``decode`` (of a dtype), ``bounds``, ``blocks``, ``tiers`` and those of
-`benchmarks.evaluation.TABLES` (of several ``NAME.json,NAME.json``), and ``chart``, the picture NAME.svg. What was not measured yet says so.
+`benchmarks.evaluation.TABLES` (of several ``NAME.json,NAME.json``), and ``chart``, the picture NAME.svg. What was not
+measured yet says so.
 `--check` changes nothing and fails where a file differs from its results.
 """
 
