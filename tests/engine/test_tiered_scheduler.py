@@ -60,7 +60,7 @@ def test_every_request_gets_its_tokens_and_no_page_is_lost(seed, pages, host, n,
         for index in range(rng.randrange(3)):
             prompt, count, samples = rng.choice(prompts), rng.randrange(1, 8), rng.choice((1, 1, 2))
             name = f"{turn}.{index}"
-            core.add(name, Prompt(None, prompt), greedy(max_tokens=count, n=samples))
+            core.add(name, Prompt(None, prompt), greedy(max_tokens=count, n=samples, temperature=samples - 1.0))
             wanted[name] = [expected(prompt, count)] * samples
         for _ in range(rng.randrange(4)):
             take(core.step())
