@@ -8,6 +8,7 @@ import numpy as np
 
 from sparsejax.cache.allocator import PageAllocator
 from sparsejax.cache.prefix import PrefixCache
+from sparsejax.cache.tiers.store import TieredStore
 from sparsejax.engine.core import EngineCore
 from sparsejax.engine.params import SamplingParams
 from sparsejax.engine.plan import StepPlan
@@ -15,6 +16,7 @@ from sparsejax.engine.policies import Policies
 from sparsejax.engine.runner import Results
 from sparsejax.engine.scheduler import Limits
 from sparsejax.engine.sequence import Sequence
+from sparsejax.engine.tiers import PageTiers
 from sparsejax.sparsity.policy import declared
 
 VOCAB = 97
@@ -146,6 +148,29 @@ class FakeRunner:
         assert plan.num_steps == 1 or not plan.chunks
 
 
+class FakeTransfers:
+    """Pages of a `FakeRunner` as bytes. A save is done at once: what steps write later must not show in it."""
+
+    def __init__(self, runner: FakeRunner):
+        self._runner = runner
+
+    def begin_save(self, page_ids: list[int]) -> FakeTransfers.Saved:
+        size = self._runner.limits.page_size
+        pages = [np.array([self._runner.memory[0, page, at] for at in range(size)]).view(np.uint8) for page in page_ids]
+        return self.Saved(pages)
+
+    def load(self, page_ids: list[int], payloads: list[np.ndarray]) -> None:
+        for page, payload in zip(page_ids, payloads, strict=True):
+            self._runner.memory.update({(0, page, at): int(state) for at, state in enumerate(payload.view(int))})
+
+    class Saved:
+        def __init__(self, pages: list[np.ndarray]):
+            self._pages = pages
+
+        def payloads(self) -> list[np.ndarray]:
+            return self._pages
+
+
 def check_pages(core: EngineCore) -> None:
     """Free pages and live ones make the pool; every live page is counted once per reader."""
     scheduler = core.scheduler
@@ -171,14 +196,16 @@ def make_core(
     steps: int = 1,
     share_whole_pages: bool = False,
     deeper: tuple[int, ...] = (),
+    store: TieredStore | None = None,
 ):
     """A core whose further cache groups have `deeper` pages."""
     limits = Limits(max_num_seqs, budget, budget - max_num_seqs, page_size, steps, share_whole_pages)
     allocators = tuple(map(PageAllocator, (num_pages, *deeper)))
     cache = PrefixCache(allocators[0], page_size)
     policies = declared(("dense", *EVICTING, *(PYRAMIDS if deeper else ())))
+    runner = FakeRunner(limits, allocators, cache)
     return EngineCore(
-        FakeRunner(limits, allocators, cache),
+        runner,
         allocators,
         limits,
         max_model_len=120,
@@ -188,6 +215,7 @@ def make_core(
         policies=Policies(policies, None, len(allocators), 120),
         cache=cache,
         prefix_caching=not deeper,
+        tiers=None if store is None else PageTiers(FakeTransfers(runner), store),
     )
 
 
