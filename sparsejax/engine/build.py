@@ -92,8 +92,8 @@ def build_core(config: EngineConfig, model: LoadedModel | None = None, tokenizer
     if len(groups) > 1 and (config.host_kv_bytes or config.disk_kv_bytes):
         raise ConfigError(
             f"host_kv_bytes={config.host_kv_bytes} and disk_kv_bytes={config.disk_kv_bytes}: pages go there through "
-            "the prefix cache, which an engine whose budgets fall with depth (beta above 1, as 'pyramidkv') does not "
-            "have. Leave both at 0, or take keeps with beta=1."
+            "the prefix cache, which an engine whose budgets fall with depth (beta above 1, as 'pyramidkv') has not. "
+            "Leave both at 0, or take keeps with beta=1."
         )
     evictor = Evictor.of(keeps, model.config, config.page_size, max_model_len)
     allocators = tuple(PageAllocator(group.layout.num_pages) for group in groups)
