@@ -117,6 +117,7 @@ def build_core(config: EngineConfig, model: LoadedModel | None = None, tokenizer
         cache=PrefixCache(allocators[0], config.page_size, tiers.identity if tiers else ""),
         # A cached prefix is pages of one group.
         prefix_caching=config.enable_prefix_caching and len(groups) == 1,
+        cache_outputs=config.cache_outputs,
         tiers=tiers,
         policies=Policies(policies, selector, model.config.num_layers, max_model_len, settled),
     )

@@ -63,6 +63,7 @@ class EngineCore:
         policies: Policies,
         cache: PrefixCache,
         prefix_caching: bool = True,
+        cache_outputs: bool = False,
         tiers: PageTiers | None = None,
     ):
         self.runner = runner
@@ -78,7 +79,7 @@ class EngineCore:
         self._eos_ids = eos_ids
         self._seed = seed
         self._policies = policies
-        self._prefix_caching = prefix_caching
+        self._prefix_caching, self._cache_outputs = prefix_caching, cache_outputs
         self._grammars = Grammars(tokenizer, runner.vocab_size, eos_ids)
         self._arrivals = 0
         self._trackers: dict[str, Tracker] = {}
@@ -129,7 +130,7 @@ class EngineCore:
                 list(prompt.token_ids), max_tokens, (priority, self._arrivals, index),
                 needs_history=bad_words.needs_history or rule is not None, eviction=eviction,
                 num_groups=len(self.scheduler.allocators), root=root, most_cached=skippable,
-                publishes_outputs=policy.kind is ALL,
+                shares_outputs=self._cache_outputs and policy.kind is ALL,
             )  # fmt: skip
             choice = Choice(
                 index,

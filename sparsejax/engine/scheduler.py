@@ -210,7 +210,6 @@ class Scheduler:
             allocator.release(pages[first:])
             del pages[first:]
         sequence.num_computed = first * self.limits.page_size
-        sequence.num_prefilled = sequence.num_computed
         sequence.num_cached = min(sequence.num_cached, sequence.num_computed)
         return True
 
@@ -274,6 +273,7 @@ class Scheduler:
         if victim.has_pending:
             return False
         self.running.remove(victim)
+        self.prefixes.keep(victim)
         self._release(victim)
         victim.restart()
         self.num_preemptions += 1
@@ -318,7 +318,6 @@ class Scheduler:
             sequence.num_computed += plan.num_steps
         for chunk in plan.chunks:
             chunk.sequence.num_computed += chunk.count
-            chunk.sequence.num_prefilled = chunk.sequence.num_computed
             if chunk.samples:
                 plan.outputs.append((chunk.sequence, len(chunk.sequence.tokens)))
                 chunk.sequence.tokens.append(PENDING)

@@ -38,12 +38,12 @@ class Sequence:
         needs_history: the host must know every earlier token before it samples the next one.
         root: where its chain of pages in the prefix cache begins; None: it neither reads nor fills the cache.
         most_cached: leading tokens that it may take from there; None leaves only its last one to compute.
-        publishes: whether pages that it fills may be shared.
-        publishes_outputs: whether also those with tokens that decode steps computed.
+        shares_outputs: whether others may read pages with tokens that it generated, not only those of its prompt.
+        publishes: whether it still adds to the cache.
+        owner: marks pages in the cache that only it may find, once there are any.
         hashes: of its full pages, as far as they were needed.
         num_published: leading pages of its own that are cached.
         num_cached: tokens that it took from the cache when it started.
-        num_prefilled: leading tokens that no decode step computed.
         looked_below: whether the tiers below the device were asked for its pages.
         awaits: hash of a page that a running sequence is about to publish and it wants.
     """
@@ -63,12 +63,12 @@ class Sequence:
     status: Status = Status.NEW
     root: bytes | None = None
     most_cached: int | None = None
+    shares_outputs: bool = False
     publishes: bool = True
-    publishes_outputs: bool = True
+    owner: bytes = b""
     hashes: list[bytes] = field(default_factory=list)
     num_published: int = 0
     num_cached: int = 0
-    num_prefilled: int = 0
     looked_below: bool = False
     awaits: bytes | None = None
 
@@ -81,7 +81,7 @@ class Sequence:
         """Nothing of it is in the cache (any more)."""
         self.num_computed, self.shifts = 0, [0] * self.num_groups
         self.looked_below = False
-        self.num_published, self.num_cached, self.num_prefilled, self.publishes = 0, 0, 0, True
+        self.num_published, self.num_cached, self.publishes = 0, 0, True
         self.evict_at = self.eviction and self.eviction.at
 
     def evicted(self) -> None:
@@ -149,6 +149,11 @@ class Sequence:
         while self.tokens[known - 1] == PENDING:
             known -= 1
         return min(self.num_computed, max(self.num_prompt, known - 1))
+
+    @property
+    def num_shareable(self) -> int:
+        """Leading tokens whose pages others may read: those that it read as a prompt, written and known."""
+        return self.num_written if self.shares_outputs else min(self.num_computed, self.num_prompt)
 
     @property
     def has_pending(self) -> bool:

@@ -197,6 +197,7 @@ def make_core(
     share_whole_pages: bool = False,
     deeper: tuple[int, ...] = (),
     store: TieredStore | None = None,
+    **caching: bool,
 ):
     """A core whose further cache groups have `deeper` pages."""
     limits = Limits(max_num_seqs, budget, budget - max_num_seqs, page_size, steps, share_whole_pages)
@@ -214,8 +215,8 @@ def make_core(
         seed=0,
         policies=Policies(policies, None, len(allocators), 120),
         cache=cache,
-        prefix_caching=not deeper,
         tiers=None if store is None else PageTiers(FakeTransfers(runner), store),
+        **{"prefix_caching": not deeper, **caching},
     )
 
 
