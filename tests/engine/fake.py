@@ -58,6 +58,12 @@ class FakeRunner:
         self.memory: dict[tuple[int, int], int] = {}
         self.last: dict[int, int] = {}
         self.history: dict[int, list[int]] = {}
+        self._on_take, allocator.on_take = allocator.on_take, self._taken
+
+    def _taken(self, pages: list[int]) -> None:
+        """Pages leave the cache: whoever has them now may write."""
+        self.sealed = {(page, hash) for page, hash in self.sealed if page not in pages}
+        self._on_take(pages)
 
     def admit(self, row: int, values: dict, policy: None, keep: dict | None) -> None:
         pass
