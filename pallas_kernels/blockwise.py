@@ -22,14 +22,16 @@ from pallas_kernels.pages import FEW, LARGE, Pages, batched, block_of
 class Queries:
     """M queries per KV head of one row.
 
-    q [K, M, D]; `positions` [M], ascending from the first, -1 for padding; `row` scalar. A query sees slots up
-    to its own position, or up to `last` [M], which is no later and ascends too.
+    q [K, M, D]; `positions` [M], ascending, -1 for padding on either side; `row` scalar. A query sees slots up
+    to its own position, or up to `last` [M], which is no later and ascends too. Of a tile of ragged tokens
+    `anchor` is a position no later than the first: how its blocks are cut follows from that alone.
     """
 
     q: Array
     positions: Array
     row: Array
     last: Array | None = None
+    anchor: Array | None = None
 
 
 class Block(NamedTuple):
@@ -50,7 +52,7 @@ def over_blocks[Carry](
     q, positions, row = queries.q.astype(pages.dtype(queries.q)), queries.positions, queries.row
     count = pages.counts[row]  # [Kl]
     last_seen = positions if queries.last is None else queries.last
-    newest, oldest = last_seen.max(), positions[0]
+    newest, oldest = last_seen.max(), positions[0] if queries.anchor is None else queries.anchor
     bound = None if pages.window is None else oldest - pages.window + 1
     first, last = _page_range(pages, row, count, newest, bound)
 
@@ -85,9 +87,12 @@ def over_blocks[Carry](
 
     # A loop leaves what is partly seen, or too short for its blocks, to those that follow.
     plain = pages.window is None and pages.logical_ids is None
-    full = _wholly_seen(pages, row, count, last_seen[0]) if pages.window is None else None
+    common = last_seen[0] if queries.anchor is None else queries.anchor - 1  # what every query sees
+    full = _wholly_seen(pages, row, count, common) if pages.window is None else None
     medium, small = (block_of(tokens, pages.page_size) for tokens in pages.blocks)
     stages = [(whole, medium, full) if plain else (masked, medium, last)]
+    if pages.window is not None and queries.anchor is not None:
+        stages = [(masked, medium, queries.anchor // pages.page_size)]
     if pages.window is None and q.shape[1] <= FEW:
         stages.insert(0, (whole, block_of(LARGE, pages.page_size), full))
     start = first // small * small
@@ -111,7 +116,7 @@ def attend(queries: Queries, pages: Pages, sinks: Array | None = None) -> tuple[
         top, total, acc = carry
         higher, decay, weights = _online(block, top)
         mixed = pages.mix(weights, block.ids, block.live, pages.dtype(queries.q), queries.q.shape[2])
-        return higher, total * decay + weights.sum(-1), acc * decay[..., None] + mixed
+        return higher, total * decay + _sum(weights), acc * decay[..., None] + mixed
 
     carry = (*_nothing(queries), jnp.zeros(queries.q.shape))
     return _finish(*over_blocks(queries, pages, body, carry), sinks)
@@ -122,10 +127,19 @@ def log_sum_exp(queries: Queries, pages: Pages, sinks: Array | None = None) -> A
 
     def body(block: Block, carry: tuple[Array, Array]) -> tuple[Array, Array]:
         higher, decay, weights = _online(block, carry[0])
-        return higher, carry[1] * decay + weights.sum(-1)
+        return higher, carry[1] * decay + _sum(weights)
 
     top, total = over_blocks(queries, pages, body, _nothing(queries))
     return _finish(top, total, jnp.zeros((*top.shape, 0)), sinks)[1]
+
+
+def _sum(weights: Array) -> Array:
+    """The sum over the last axis in an order that does not depend on the others: XLA's own depends on how many rows
+    there are."""
+    while weights.shape[-1] % 2 == 0:
+        half = weights.shape[-1] // 2
+        weights = weights[..., :half] + weights[..., half:]
+    return weights.sum(-1)
 
 
 def _nothing(queries: Queries) -> tuple[Array, Array]:

@@ -13,42 +13,47 @@ from pallas_kernels.blockwise import Queries, attend
 from pallas_kernels.groups import HIDDEN
 from pallas_kernels.pages import Pages
 
-# Tokens of a query tile. A last tile of up to SMALL_TAIL tokens, such as a decode row in a mixed step, is cut
-# into single queries: 16 rows of one token at 1024 take 2.5 ms per layer on CPU so, and 5.0 ms in tiles of 8
-# (H 12, K 4, D 64). Tiles of 128 are 8% faster on a chunk of 512 tokens, but twice as slow on 8 rows of 64.
-LARGE, SMALL = 64, 1
-SMALL_TAIL = 4
+# Tokens of a query tile. Tiles of 128 are 8% faster on a chunk of 512 tokens, but twice as slow on 8 rows of 64.
+LARGE = 64
+SMALL_QUERIES = 32
+"""Least queries of a small tile: of fewer, `Pages.dtype` makes other products."""
 
 
 def padded(flat: Array) -> Array:
-    """Room behind the T tokens of `flat` for the last tile of the last row."""
-    return jnp.pad(flat, ((0, LARGE), *((0, 0),) * (flat.ndim - 1)))
+    """Room around the T tokens of `flat` for tiles that reach past them; token t lies at ``LARGE + t``."""
+    return jnp.pad(flat, ((LARGE, LARGE), *((0, 0),) * (flat.ndim - 1)))
 
 
 def over_tiles[Carry](
     query_starts: Array,
     lengths: Array,
     row: Array,
-    tile: Callable[[int, Array, Array, Carry], Carry],
+    groups: int,
+    tile: Callable[[int, Array, Array, Array, Carry], Carry],
     carry: Carry,
 ) -> Carry:
-    """Runs `tile(size, start, positions, carry)` over the query tiles of a row, in ascending order.
+    """Runs `tile(size, start, anchor, positions, carry)` over the query tiles of a row, in ascending order.
 
-    A tile has `size` tokens from token `start` on, at `positions` [size], which are -1 past the chunk.
+    A tile has `size` tokens from ``padded(..)[start]`` on, at `positions` [size], which are -1 outside of the chunk.
+    Tiles begin at multiples of their size, and the blocks of pages they read follow from `anchor`, a multiple of the
+    largest size: so every bit of a result depends on the position of the query, not on the chunk that brings it.
     """
     first, stop = query_starts[row], query_starts[row + 1]
+    begin, end = lengths[row] - (stop - first), lengths[row]
 
-    def run(size: int, first: Array, index: Array, carry: Carry) -> Carry:
-        start = first + index * size
-        token = start + jnp.arange(size)
-        return tile(size, start, jnp.where(token < stop, lengths[row] - (stop - token), -1), carry)
+    def run(size: int, index: Array, carry: Carry) -> Carry:
+        origin = index * size
+        position = origin + jnp.arange(size)
+        live = (position >= begin) & (position < end)
+        start, anchor = LARGE + first + origin - begin, origin // LARGE * LARGE
+        return tile(size, start, anchor, jnp.where(live, position, -1), carry)
 
-    count = stop - first
-    full = count // LARGE + (count % LARGE > SMALL_TAIL)
-    carry = lax.fori_loop(0, full, functools.partial(run, LARGE, first), carry)
-    first += full * LARGE
-    rest = (jnp.maximum(stop - first, 0) + SMALL - 1) // SMALL
-    return lax.fori_loop(0, rest, functools.partial(run, SMALL, first), carry)
+    small = min(LARGE, 1 << (-(-SMALL_QUERIES // groups) - 1).bit_length())
+    rest = jnp.maximum(end // LARGE * LARGE, begin)  # where the last tile begins, if it is not full
+    last = jnp.where(end - rest > small, -(-end // LARGE), end // LARGE)
+    carry = lax.fori_loop(begin // LARGE, last, functools.partial(run, LARGE), carry)
+    few = jnp.where(end - rest > small, 0, -(-end // small))
+    return lax.fori_loop(rest // small, few, functools.partial(run, small), carry)
 
 
 def by_kv_head(flat: Array, start: Array, size: int, kv_heads: int) -> Array:
@@ -64,6 +69,9 @@ def by_token(queries: Array, size: int) -> Array:
     return queries.reshape(kv_heads, size, -1, *rest).swapaxes(0, 1).reshape(size, -1, *rest)
 
 
+type Results = tuple[Array, Array]
+
+
 def prefill_rows(
     q: Array, pages: Pages, lengths: Array, query_starts: Array, sinks: Array | None, own_page: bool = True
 ) -> tuple[Array, Array]:
@@ -76,23 +84,28 @@ def prefill_rows(
     sinks = None if sinks is None else sinks.astype(jnp.float32).reshape(kv_heads, 1, groups)
     flat = padded(q)
 
-    def one_row(row: Array, results: tuple[Array, Array]) -> tuple[Array, Array]:
-        def tile(size: int, start: Array, positions: Array, results: tuple[Array, Array]) -> tuple[Array, Array]:
-            query = by_kv_head(flat, start, size, kv_heads)
+    def one_row(row: Array, results: Results) -> Results:
+        def tile(size: int, start: Array, anchor: Array, positions: Array, results: Results) -> Results:
+            query, live = by_kv_head(flat, start, size, kv_heads), positions >= 0
             positions = jnp.repeat(positions, groups)
             last = None if own_page else positions // pages.page_size * pages.page_size - 1
             sink = None
             if sinks is not None:
                 sink = jnp.broadcast_to(sinks, (kv_heads, size, groups)).reshape(kv_heads, -1)
-            out, lse = attend(Queries(query, positions, row, last), pages, sink)
-            # A tile that reaches past its row spills hidden results, which the rows that follow write over.
+            out, lse = attend(Queries(query, positions, row, last, anchor), pages, sink)
             return (
-                lax.dynamic_update_slice(results[0], by_token(out, size).astype(q.dtype), (start, 0, 0)),
-                lax.dynamic_update_slice(results[1], by_token(lse, size), (start, 0)),
+                _put(results[0], by_token(out, size).astype(q.dtype), start, live[:, None, None]),
+                _put(results[1], by_token(lse, size), start, live[:, None]),
             )
 
-        return over_tiles(query_starts, lengths, row, tile, results)
+        return over_tiles(query_starts, lengths, row, groups, tile, results)
 
     nothing = jnp.zeros_like(flat), jnp.full(flat.shape[:2], HIDDEN)
     out, lse = lax.fori_loop(0, lengths.shape[0], one_row, nothing)
-    return out[:tokens], lse[:tokens]
+    return out[LARGE : LARGE + tokens], lse[LARGE : LARGE + tokens]
+
+
+def _put(flat: Array, tile: Array, start: Array, live: Array) -> Array:
+    """`flat` with the live entries of `tile` from `start` on: others belong to the rows around."""
+    kept = lax.dynamic_slice_in_dim(flat, start, len(tile))
+    return lax.dynamic_update_slice_in_dim(flat, jnp.where(live, tile, kept), start, 0)

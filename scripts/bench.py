@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from benchmarks import blocks, bounds, decode, http_overhead, overload, serve, start, steps, tiers
+from benchmarks import blocks, bounds, decode, http_overhead, overload, prefix, serve, start, steps, tiers
 
 COMMANDS = {
     "http": http_overhead,
@@ -15,6 +15,7 @@ COMMANDS = {
     "start": start,
     "decode": decode,
     "bounds": bounds,
+    "prefix": prefix,
     "blocks": blocks,
     "tiers": tiers,
 }

@@ -1,7 +1,7 @@
 """Writes the benchmark tables and pictures of README.md (or other files) from stored JSON, between markers.
 
 A marker pair is ``<!-- KIND:NAME.json DTYPE -->`` and ``<!-- /bench -->``; NAME.json lies in docs/results. Kinds are
-the tables ``bench``, ``decode`` (of a dtype), ``bounds``, ``blocks``, ``tiers`` and those of
+the tables ``bench``, ``decode`` (of a dtype), ``bounds``, ``blocks``, ``overload``, ``tiers``, ``prefix`` and those of
 `benchmarks.evaluation.TABLES` (of several ``NAME.json,NAME.json``), and ``chart``, the picture NAME.svg. What was not
 measured yet says so.
 `--check` changes nothing and fails where a file differs from its results.
@@ -15,7 +15,7 @@ import re
 import sys
 from pathlib import Path
 
-from benchmarks import blocks, bounds, tiers
+from benchmarks import blocks, bounds, overload, prefix, tiers
 from benchmarks.chart import caption, serve_chart
 from benchmarks.decode_report import decode_table
 from benchmarks.evaluation import TABLES
@@ -25,12 +25,16 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path("docs/results")
 PAGES = (
     *("README.md", "docs/benchmarks.md", "docs/methods.md", "docs/evaluation.md", "docs/keeps.md"),
-    *("docs/memory_hierarchy.md", "sparsejax/models/embedded/README.md"),
+    *("docs/serving.md", "docs/memory_hierarchy.md", "docs/prefix_cache.md"),
+    "sparsejax/models/embedded/README.md",
 )
-KINDS = "|".join(["bench", "chart", "decode", "bounds", "blocks", "tiers", *TABLES])
+PLAIN = {
+    **{"bounds": bounds.table, "blocks": blocks.table, "overload": overload.table},
+    **{"prefix": prefix.table, "tiers": tiers.table},
+}
+KINDS = "|".join(["bench", "chart", "decode", *PLAIN, *TABLES])
 MARKED = re.compile(rf"(<!-- ({KINDS}):(\S+)(?: (\w+))? -->\n).*?(<!-- /bench -->)", re.S)
 BY_DTYPE = {"bench": serve_table, "decode": decode_table}
-BY_QUERY = {"bounds": bounds.table, "blocks": blocks.table, "tiers": tiers.table}
 MISSING = "Not measured yet.\n"
 
 
@@ -46,8 +50,8 @@ def rewrite(source: Path, root: Path) -> dict[Path, str]:
         stored = json.loads(path.read_text()) if path.exists() else {"dtypes": {}}
         if kind in BY_DTYPE:
             body = BY_DTYPE[kind](stored, dtype) if dtype in stored["dtypes"] else MISSING
-        elif kind in BY_QUERY:
-            body = BY_QUERY[kind](stored) if path.exists() else MISSING
+        elif kind in PLAIN:
+            body = PLAIN[kind](stored) if path.exists() else MISSING
         elif stored["dtypes"]:
             picture = path.with_suffix(".svg")
             made[picture] = serve_chart(stored)

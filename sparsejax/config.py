@@ -42,8 +42,10 @@ class EngineConfig:
         sparsity: what requests read of their KV cache and how it is stored: a preset, a mapping or a
             `SparsityConfig`, or a list of those that requests may choose from (``SamplingParams.sparsity``), the
             default first. All of them share one codec.
-        enable_prefix_caching: keep full pages of what was computed as long as nobody needs the room, so that a request
-            that begins with the same tokens starts from them.
+        enable_prefix_caching: keep full pages of prompts as long as nobody needs the room, so that a request that
+            begins with the same tokens starts from them, with the same results as without.
+        cache_outputs: keep pages of generated tokens too, so that the next turn of a chat starts after the last answer.
+            Decode steps round differently than prompts are read, so results may then depend on what is cached.
         host_kv_bytes: main memory for full pages that the device has no room for; they come back where that is faster
             than computing them again.
         disk_kv_path: directory for pages that main memory has no room for; the next engine of the same model on it
@@ -69,6 +71,7 @@ class EngineConfig:
     num_decode_steps: int = 4
     sparsity: Any = "dense"
     enable_prefix_caching: bool = True
+    cache_outputs: bool = False
     host_kv_bytes: int = 0
     disk_kv_path: str | None = None
     disk_kv_bytes: int = 0

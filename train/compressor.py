@@ -32,7 +32,8 @@ from sparsejax.models.dense import DenseCausal
 from sparsejax.models.loader import LoadedModel
 from train.calibrate import refitted
 from train.history import CompressedHistory
-from train.pairs import mean_error, pairs_of, principal
+from train.pairs import Pairs, mean_error, pairs_of, principal
+from train.sensitivity import sensitivities
 
 COLUMNS = ("step", "stage", "loss", "error", "divergence")
 
@@ -41,7 +42,9 @@ COLUMNS = ("step", "stage", "loss", "error", "divergence")
 class Settings:
     """What decides a run; a stage's rate warms up over `warmup` of its steps and falls to a tenth by a cosine.
 
-    `reconstruction` weighs the error of reconstruction in stage ``model``, where the divergence has weight 1.
+    `reconstruction` weighs the error of reconstruction in stage ``model``, where the divergence has weight 1. With
+    `sensitivity` errors of vectors count by what they do to the model's answers (see `train.sensitivity`), without it
+    keys and values alike.
     """
 
     grid: Grid = Grid()
@@ -61,6 +64,7 @@ class Settings:
     filter_codec: str = "int8"
     rounding: bool = True
     refit: bool = True
+    sensitivity: bool = True
     seed: int = 0
 
 
@@ -104,36 +108,45 @@ class Trainer:
     ) -> None:
         """`data` is what `train.collect.load_layers` gives; its last `held_out` sequences are for evaluation."""
         self.model, self.settings, self.out = model, settings, Path(out).absolute()
-        self.head_dim = model.config.head_dim
         self.tokens, self.weights = data[0][:-held_out], data[1][:-held_out]
         rest = tuple(jnp.asarray(part[-held_out:]) for part in data[:2])
-        names = [str(i) for i in range(model.config.num_layers) if i not in settings.filter_layers]
-        made = jax.jit(pairs_of, static_argnums=(1, 2))
+        sparse = [layer for layer in range(model.config.num_layers) if layer not in settings.filter_layers]
+        metric = {}
+        if settings.sensitivity:
+            metric = sensitivities(model, self.tokens, sparse, settings.groups, settings.seed)
+        names, made = list(map(str, sparse)), jax.jit(pairs_of, static_argnums=(1, 2))
         self.pairs, self.held = {}, {}
         for name in names:
-            found = made(data[2][int(name)], settings.grid, settings.groups)
+            found = made(data[2][int(name)], settings.grid, settings.groups, metric.get(name))
             cut = len(found.tokens) * (len(data[0]) - held_out) // len(data[0])
-            self.pairs[name] = jax.tree.map(lambda leaf, cut=cut: leaf[:cut], found)
-            self.held[name] = jax.tree.map(lambda leaf, cut=cut: leaf[cut:], found)
+            self.pairs[name], self.held[name] = found.part(slice(cut)), found.part(slice(cut, None))
         sizes = (settings.latent // settings.groups, settings.inner // settings.groups)
-        self.params = {n: principal(self.pairs[n], *sizes, self.head_dim, settings.seed) for n in names}
+        self.params = {n: principal(self.pairs[n], *sizes, settings.seed) for n in names}
         self.best, self.score = self.params, np.float32(np.inf)
         self.optimizers = _optimizers(settings)
         self.state = self.optimizers[0].init(self.params)
         self.step, self.total = 0, settings.layer_steps + settings.model_steps
-        grid, weight = trained_grid(settings), settings.reconstruction
+        self.rest, grid = rest, trained_grid(settings)
 
-        def model_loss(params: dict[str, Weights], batch: tuple[Array, Array]) -> Array:
-            apart, error = divergence(params, model, settings, grid, *batch)
-            return apart + weight * error
+        # Data and frozen weights are arguments: constants of a program would be folded, for minutes.
+        def layer_loss(params: dict[str, Weights], frozen: Any, batch: dict[str, Pairs]) -> Array:
+            return mean_error(params, batch, grid)
 
-        def held_divergence(params: dict[str, Weights]) -> Array:
-            one = lambda pair: divergence(params, model, settings, settings.grid, *(x[None] for x in pair))[0]  # noqa: E731
+        def model_loss(params: dict[str, Weights], frozen: Any, batch: tuple[Array, Array]) -> Array:
+            apart, error = divergence(params, dataclasses.replace(model, params=frozen), settings, grid, *batch)
+            return apart + settings.reconstruction * error
+
+        def held_divergence(params: dict[str, Weights], frozen: Any, rest: tuple[Array, Array]) -> Array:
+            whole = dataclasses.replace(model, params=frozen)
+
+            def one(pair: tuple[Array, Array]) -> Array:
+                return divergence(params, whole, settings, settings.grid, *(part[None] for part in pair))[0]
+
             return jax.lax.map(one, rest).mean()
 
-        self._error = jax.jit(lambda params: mean_error(params, self.held, settings.grid, self.head_dim))
+        self._mean_error = jax.jit(mean_error, static_argnums=2)
         self._divergence = jax.jit(held_divergence)
-        losses = (lambda params, batch: mean_error(params, batch, grid, self.head_dim), model_loss)
+        losses = (layer_loss, model_loss)
         self._stages = [_advance(*pair) for pair in zip(losses, self.optimizers, strict=True)]
         options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
         self.manager = ocp.CheckpointManager(self.out / "checkpoints", options=options)
@@ -152,7 +165,7 @@ class Trainer:
         if self.step < self.settings.layer_steps:
             some = next(iter(self.pairs.values()))
             chosen = rng.integers(0, len(some.tokens), self.settings.pages)
-            return jax.tree.map(lambda leaf: leaf[chosen], self.pairs)
+            return {name: pairs.part(chosen) for name, pairs in self.pairs.items()}
         chosen = rng.integers(0, len(self.tokens), self.settings.rows)
         return jnp.asarray(self.tokens[chosen]), jnp.asarray(self.weights[chosen])
 
@@ -161,7 +174,7 @@ class Trainer:
 
         At the end of a stage the parameters are its best ones.
         """
-        until = min(until or self.total, self.total)
+        until = self.total if until is None else min(until, self.total)
         self.out.mkdir(parents=True, exist_ok=True)
         switch = self.settings.layer_steps
         if self.step == 0:
@@ -172,7 +185,7 @@ class Trainer:
         while self.step < until:
             first = self.step < switch
             advance = self._stages[not first]
-            self.params, self.state, loss = advance(self.params, self.state, self._batch())
+            self.params, self.state, loss = advance(self.params, self.state, self.model.params, self._batch())
             losses.append(loss)
             self.step += 1
             if self.step % report_every == 0 or self.step in (until, switch):
@@ -184,6 +197,9 @@ class Trainer:
                     self.params = self.best
                 self.manager.save(self.step, args=ocp.args.StandardSave(self._tree()), force=True)
                 self.manager.wait_until_finished()
+
+    def _error(self, params: dict[str, Weights]) -> float:
+        return float(self._mean_error(params, self.held, self.settings.grid))
 
     def _end_layers(self) -> None:
         """The best of stage ``layers``, with g refitted where that helps, is the start of stage ``model``."""
@@ -200,10 +216,10 @@ class Trainer:
 
     def _report(self, stage: str, loss: float | None) -> None:
         """Logs a row and keeps the parameters where they are the best so far."""
-        error = score = float(self._error(self.params))
+        error = score = self._error(self.params)
         apart = None
         if stage in ("refit", "model"):
-            apart = float(self._divergence(self.params))
+            apart = float(self._divergence(self.params, self.model.params, self.rest))
             score = apart + self.settings.reconstruction * error
         if score < self.score:
             self.best, self.score = self.params, np.float32(score)
@@ -218,10 +234,10 @@ class Trainer:
 
 
 def _advance(loss: Any, optimizer: optax.GradientTransformation) -> Any:
-    """The jitted step ``(params, state, batch) -> (params, state, loss)`` of a stage."""
+    """The jitted step ``(params, state, frozen, batch) -> (params, state, loss)`` of a stage."""
 
-    def step(params: Any, state: Any, batch: Any) -> tuple[Any, Any, Array]:
-        value, gradients = jax.value_and_grad(loss)(params, batch)
+    def step(params: Any, state: Any, frozen: Any, batch: Any) -> tuple[Any, Any, Array]:
+        value, gradients = jax.value_and_grad(loss)(params, frozen, batch)
         updates, state = optimizer.update(gradients, state, params)
         return optax.apply_updates(params, updates), state, value
 

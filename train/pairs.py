@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,36 +11,43 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from pallas_kernels.deltakv import Grid, Weights, base_of, code_sequence, compress, expand, stored_latents, vectors
-from train.history import relative_error
+from train.sensitivity import root
 
 
 @dataclasses.dataclass(frozen=True)
 class Pairs:
-    """One layer's tokens that are no centers and their bases, by page: [S, O, A, W] each."""
+    """One layer's tokens that are no centers and their bases, by page, and the `root` S of the metric |S e|^2 in which
+    their errors e count."""
 
     tokens: Float[Array, "S O A W"]
     bases: Float[Array, "S O A W"]
+    root: Float[Array, "A W W"]
+
+    def part(self, chosen: Any) -> Pairs:
+        """Those of some pages."""
+        return dataclasses.replace(self, tokens=self.tokens[chosen], bases=self.bases[chosen])
 
 
-jax.tree_util.register_dataclass(Pairs, ["tokens", "bases"], [])
+jax.tree_util.register_dataclass(Pairs, ["tokens", "bases", "root"], [])
 
 
-def pairs_of(kept: np.ndarray, grid: Grid, groups: int) -> Pairs:
-    """Pairs of a layer's collected [R, n, K, 2, D]."""
+def pairs_of(kept: np.ndarray, grid: Grid, groups: int, metric: Float[Array, "A W W"] | None = None) -> Pairs:
+    """Pairs of a layer's collected [R, n, K, 2, D]; without a metric keys and values count by their own spread."""
     heads, head_dim = kept.shape[2], kept.shape[4]
     whole = kept.shape[1] // grid.page_size * grid.page_size
     width = 2 * heads * head_dim // groups
     nothing = {name: jnp.zeros(shape) for name, shape in shapes(width, 1, 1, groups).items()}
 
-    def one(row: Array) -> Pairs:
+    def one(row: Array) -> tuple[Array, Array]:
         x = vectors(row[:, :, 0], row[:, :, 1], groups)
         code, own = code_sequence(nothing, grid, x, head_dim)
         bases = base_of(own.reshape(-1, *own.shape[2:])[code.ordinals], code.index)
         tokens = x.reshape(-1, grid.own, grid.stride, groups, width)[:, :, 1:].reshape(bases.shape)
-        return Pairs(tokens, bases)
+        return tokens, bases
 
     found = jax.lax.map(one, jnp.asarray(kept[:, :whole], jnp.float32))
-    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), found)
+    tokens, bases = (leaf.reshape(-1, *leaf.shape[2:]) for leaf in found)
+    return Pairs(tokens, bases, by_spread(tokens - bases, head_dim) if metric is None else root(metric))
 
 
 def shapes(width: int, latent: int, inner: int, groups: int) -> dict[str, tuple[int, ...]]:
@@ -52,28 +60,28 @@ def shapes(width: int, latent: int, inner: int, groups: int) -> dict[str, tuple[
     }
 
 
-def spread(pairs: Pairs, head_dim: int) -> Float[Array, "A W"]:
-    """One over the root mean square of what is to be coded, keys and values apart."""
-    difference = pairs.tokens - pairs.bases
-    parts = difference.reshape(-1, difference.shape[-1] // (2 * head_dim), 2, head_dim)
+def by_spread(differences: Float[Array, "S O A W"], head_dim: int) -> Float[Array, "A W W"]:
+    """The root of a metric in which keys and values count alike: one over the root mean square of each."""
+    groups, width = differences.shape[2:]
+    parts = differences.reshape(-1, width // (2 * head_dim), 2, head_dim)
     scale = jnp.sqrt(jnp.square(parts).mean((0, 1, 3)) + 1e-6)
-    repeated = jnp.tile(jnp.repeat(1 / scale, head_dim), difference.shape[-1] // (2 * head_dim))
-    return jnp.broadcast_to(repeated, difference.shape[-2:])
+    diagonal = jnp.tile(jnp.repeat(1 / scale, head_dim), width // (2 * head_dim))
+    return jnp.broadcast_to(jnp.diag(diagonal), (groups, width, width))
 
 
-def principal(pairs: Pairs, latent: int, inner: int, head_dim: int, seed: int) -> Weights:
-    """A start without training: f is linear, the principal components of x - b with keys and values on one scale."""
+def principal(pairs: Pairs, latent: int, inner: int, seed: int) -> Weights:
+    """A start without training: f is linear, the principal components of x - b in the metric of the pairs. Among
+    linear codes read back by one matrix none has a smaller error there, but for rounding."""
     groups, width = pairs.tokens.shape[2:]
-    scale = spread(pairs, head_dim)
-    scaled = ((pairs.tokens - pairs.bases) * scale).reshape(-1, groups, width)
-    _, vectors_ = jnp.linalg.eigh(jnp.einsum("taw,tax->awx", scaled, scaled) / len(scaled))
-    main = vectors_[..., ::-1][..., :latent]
+    scaled = jnp.einsum("awx,soax->soaw", pairs.root, pairs.tokens - pairs.bases).reshape(-1, groups, width)
+    _, directions = jnp.linalg.eigh(jnp.einsum("taw,tax->awx", scaled, scaled) / len(scaled))
+    main = directions[..., ::-1][..., :latent]
     made = {name: jnp.zeros(shape) for name, shape in shapes(width, latent, inner, groups).items()}
     draw = jax.random.normal(jax.random.key(seed), made["gate_up"].shape)
     return made | {
-        "skip": main.swapaxes(1, 2) * scale[:, None],
-        "gate_up": draw * scale[:, None, None] * width**-0.5,
-        "g": main / scale[..., None],
+        "skip": jnp.einsum("awc,awx->acx", main, pairs.root),
+        "gate_up": jnp.einsum("auhw,awx->auhx", draw, pairs.root) * width**-0.5,
+        "g": jnp.linalg.solve(pairs.root, main),
     }
 
 
@@ -82,11 +90,16 @@ def latents(weights: Weights, pairs: Pairs, grid: Grid) -> Float[Array, "S O A C
     return stored_latents(compress(weights, pairs.tokens) - compress(weights, pairs.bases), grid)
 
 
-def pair_error(weights: Weights, pairs: Pairs, grid: Grid, head_dim: int) -> Array:
-    """Relative error of tokens that are read back."""
-    return relative_error(expand(weights, latents(weights, pairs, grid)) + pairs.bases, pairs.tokens, head_dim)
+def pair_error(weights: Weights, pairs: Pairs, grid: Grid) -> Array:
+    """Error of tokens that are read back over their spread, both in the metric of the pairs."""
+
+    def size(vectors: Array) -> Array:
+        return jnp.square(jnp.einsum("awx,soax->soaw", pairs.root, vectors)).sum()
+
+    read = expand(weights, latents(weights, pairs, grid)) + pairs.bases
+    return size(read - pairs.tokens) / size(pairs.tokens - pairs.tokens.mean((0, 1)))
 
 
-def mean_error(params: dict[str, Weights], pairs: dict[str, Pairs], grid: Grid, head_dim: int) -> Array:
-    """Relative error over layers."""
-    return jnp.mean(jnp.stack([pair_error(params[name], pairs[name], grid, head_dim) for name in params]))
+def mean_error(params: dict[str, Weights], pairs: dict[str, Pairs], grid: Grid) -> Array:
+    """`pair_error`, mean over layers."""
+    return jnp.mean(jnp.stack([pair_error(params[name], pairs[name], grid) for name in params]))

@@ -37,16 +37,15 @@ def attention_mass(
     tokens, norms = (q, lse) if query_starts is None else (ragged.padded(q), ragged.padded(lse))
 
     def one_row(row: Array, total: Array) -> Array:
-        def tile(size: int, start: Array, positions: Array, total: Array) -> Array:
-            queries = Queries(
-                ragged.by_kv_head(tokens, start, size, kv_heads), jnp.repeat(positions, groups), row
-            )
+        def tile(size: int, start: Array, anchor: Array | None, positions: Array, total: Array) -> Array:
+            query = ragged.by_kv_head(tokens, start, size, kv_heads)
+            queries = Queries(query, jnp.repeat(positions, groups), row, anchor=anchor)
             norm = ragged.by_kv_head(norms, start, size, kv_heads)
             return mass.add(total, queries, norm, pages, groups, group)
 
         if query_starts is None:
-            return tile(1, row, lengths[row][None] - 1, total)
-        return ragged.over_tiles(query_starts, lengths, row, tile, total)
+            return tile(1, row, None, lengths[row][None] - 1, total)
+        return ragged.over_tiles(query_starts, lengths, row, groups, tile, total)
 
     total = lax.fori_loop(0, rows, one_row, mass.nothing(pages, per_token))
     return total[:, :, : page_ids.shape[2]]

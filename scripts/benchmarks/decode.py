@@ -165,7 +165,7 @@ class Stepper:
         )
         selector = Selector.of((policy,), page_size, model.config.num_kv_heads, context)
         table = StepTable.build(ROWS, 2 * ROWS, 1)
-        self.runner = Runner(model, self.group, table, pages, None, selector)
+        self.runner = Runner(model, (self.group,), table, pages, None, selector)
         self.runner.warm([table.decode(ROWS, 1, greedy=True)])
         packed = None
         if selector is not None:
@@ -210,7 +210,7 @@ class Stepper:
 
     def run(self, pools: tuple, steps: int) -> tuple[tuple, float]:
         """The mean time of the last `steps` steps of the context, each waited for, one row's token after another."""
-        from sparsejax.engine.scheduler import StepPlan
+        from sparsejax.engine.plan import StepPlan
 
         self._swap(pools)
         started = time.perf_counter()

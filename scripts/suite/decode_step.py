@@ -65,7 +65,7 @@ class Setup:
         rows = stack_rows([neutral_row(self.config.vocab_size)] * (self.rows + 1))
         return initial_state(
             self.config,
-            self.group,
+            (self.group,),
             num_rows=self.rows,
             table_width=self.width,
             sampling=jax.tree.map(jnp.asarray, SamplingRows(**rows)),

@@ -33,7 +33,8 @@ class CodedKV(PagedKV):
             return batch
         chunk = slice(batch.decode.lengths.shape[0], None)
         starts, size = batch.prefill.query_starts, self.group.layout.page_size
-        return replace(batch, segments=Segments.of(batch.page_ids[chunk], batch.offsets[chunk], starts, size))
+        segments = Segments.of(batch.page_ids[chunk], batch.offsets[chunk], starts, size)
+        return replace(batch, segments=segments, deeper=tuple(map(self.planned, batch.deeper)))
 
     def parts(self) -> dict[str, Any]:
         sealed, opened = zip(*self.pools, strict=True)
@@ -57,13 +58,12 @@ class CodedKV(PagedKV):
         rotate: Callable[[Array], Array],
     ) -> tuple[Float[Array, "T H D"], CodedKV]:
         """Writes the step's rotated keys and values, seals the pages that they fill, then reads each row's pages."""
-        layout, observed = self.group.layouts[layer], self.observed[layer]
+        layout, observed, batch = self.layout_of(layer), self.observed[layer], batch.of_group(self.group_of(layer))
         plain, q, k = q, rotate(q), rotate(k)
         codes, bounds, count = self.pools[layer][0], self.bounds[layer], batch.decode.lengths.shape[0]
         opened, scratch, filled = self._write(layer, k, v, batch)
         # A pool that is read before its last write would be copied: all writes come first.
-        for pages in filled:
-            codes = self._seal(layer, codes, pages, batch)
+        codes = self._seal(layer, codes, filled, batch)
         if bounds is not None:
             for pages in filled:
                 bounds = layout.sealed.bounds(bounds, codes, pages.targets, pages.count, self.implementation)
@@ -81,7 +81,7 @@ class CodedKV(PagedKV):
         self, layer: int, row: Int[Array, ""], page_ids: Int[Array, " S"], length: Int[Array, ""]
     ) -> tuple[Pools, Int[Array, " S"]]:
         """A scratch pool with the row's tokens as attention reads them: sealed pages decoded, then the open one."""
-        layout, (codes, opened) = self.group.layouts[layer], self.pools[layer]
+        layout, (codes, opened) = self.layout_of(layer), self.pools[layer]
         full, rest = jnp.divmod(length, layout.page_size)
         ids = jnp.arange(1, len(page_ids) + 1, dtype=jnp.int32)
         scratch = layout.open.with_pages(len(ids) + 1).zeros()
@@ -100,7 +100,7 @@ class CodedKV(PagedKV):
         count: Int[Array, ""],
     ) -> CodedKV:
         """As `PagedKV.keep_tokens`: full pages are coded anew, the tokens after them lie in the row's open page."""
-        layout, (codes, opened), bounds = self.group.layouts[layer], self.pools[layer], self.bounds[layer]
+        layout, (codes, opened), bounds = self.layout_of(layer), self.pools[layer], self.bounds[layer]
         full, rest = jnp.divmod(count, layout.page_size)
         picked = layout.open.pick(*plain, slots, len(new_pages))
         sources = jnp.arange(len(new_pages), dtype=jnp.int32)
@@ -114,7 +114,7 @@ class CodedKV(PagedKV):
 
     def _write(self, layer: int, k: Array, v: Array, batch: StepBatch) -> tuple[Pools, Pools | None, list[Filled]]:
         """Open pages with the step's tokens, a scratch pool with the pages of its chunks, and what is full of both."""
-        layout, opened = self.group.layouts[layer], self.pools[layer][1]
+        layout, opened = self.layout_of(layer), self.pools[layer][1]
         count, cut, scratch, filled = batch.decode.lengths.shape[0], batch.segments, None, []
         own = own_pages(batch)
         opened = layout.open.write(opened, k[:count], v[:count], own, batch.offsets[:count], self.implementation)
@@ -129,14 +129,16 @@ class CodedKV(PagedKV):
         filled.append(Filled.of(full, opened, batch.decode.page_ids, own, batch.page_ids[:count], *at))
         return opened, scratch, filled
 
-    def _seal(self, layer: int, codes: Codes, pages: Filled, batch: StepBatch) -> Codes:
+    def _seal(self, layer: int, codes: Codes, filled: list[Filled], batch: StepBatch) -> Codes:
         """The codes with what a step fills."""
-        lists = pages.sources, pages.targets, pages.count
-        return self.group.layouts[layer].sealed.seal(codes, pages.raw, *lists, self.implementation)
+        for pages in filled:
+            lists = pages.sources, pages.targets, pages.count
+            codes = self.layout_of(layer).sealed.seal(codes, pages.raw, *lists, self.implementation)
+        return codes
 
     def _view(self, layer: int, codes: Codes, opened: Pools, batch: StepBatch) -> CodedPages:
         """What the decode rows read."""
-        return CodedPages(*self.group.layouts[layer].sealed.view(codes), *opened, own_pages(batch))
+        return CodedPages(*self.layout_of(layer).sealed.view(codes), *opened, own_pages(batch))
 
     def _chunk_pages(self, layout: DenseLayout, opened: Pools, k: Array, v: Array, batch: StepBatch) -> Pools:
         """A scratch pool with the page of each segment: the row's open page first, then the chunk's tokens."""
@@ -148,7 +150,7 @@ class CodedKV(PagedKV):
 
     def _chunks(self, layer: int, codes: Codes, scratch: Pools, batch: StepBatch) -> CodedChunks:
         """What the chunks read."""
-        return CodedChunks(self.group.layouts[layer].sealed, codes, *scratch, batch.segments)
+        return CodedChunks(self.layout_of(layer).sealed, codes, *scratch, batch.segments)
 
 
 class Filled(NamedTuple):
@@ -168,6 +170,14 @@ class Filled(NamedTuple):
         """Those that are `full`, first and in their order."""
         order = jnp.argsort(~full)
         return cls(raw, tables, full.sum(dtype=jnp.int32), *(one[order] for one in lists))
+
+    def join(self, other: Filled) -> Filled:
+        """These and others, out of one pool."""
+        full = [jnp.arange(len(one.sources)) < one.count for one in (self, other)]
+        raw = jax.tree.map(lambda *pools: jnp.concatenate(pools), self.raw, other.raw)
+        shifted = other._replace(sources=other.sources + len(self.raw[0]), rows=other.rows + len(self.tables))
+        lists = (jnp.concatenate(pair) for pair in zip(self[3:], shifted[3:], strict=True))
+        return Filled.of(jnp.concatenate(full), raw, jnp.concatenate([self.tables, other.tables]), *lists)
 
 
 def own_pages(batch: StepBatch) -> Int[Array, " B"]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,6 +30,21 @@ class CacheGroup:
     def layout(self) -> Layout:
         """That of the first layer: pages, their size and heads are those of every layer."""
         return self.layouts[0]
+
+    @classmethod
+    def of_all(cls, groups: tuple[CacheGroup, ...]) -> CacheGroup:
+        """The layers of all `groups` as one, which tells what a page of every layer takes."""
+        layers = tuple(layer for group in groups for layer in group.layers)
+        return cls(layers, tuple(layout for group in groups for layout in group.layouts))
+
+    def split(self, bands: tuple[int, ...], num_pages: tuple[int, ...]) -> tuple[CacheGroup, ...]:
+        """Groups of so many layers each, in order, with pools of so many pages."""
+        ends = [*itertools.accumulate(bands)]
+        parts = [(slice(end - count, end), pages) for end, count, pages in zip(ends, bands, num_pages, strict=True)]
+        return tuple(
+            CacheGroup(self.layers[part], tuple(layout.with_pages(pages) for layout in self.layouts[part]))
+            for part, pages in parts
+        )
 
     @property
     def page_bytes(self) -> int:
@@ -96,18 +112,28 @@ def make_group(
     return CacheGroup(dense.layers, (CodedLayout.of(dense.layout, codec, num_rows, platform),) * len(dense.layers))
 
 
-def pages_for(budget_bytes: int, group: CacheGroup, wanted: int) -> int:
-    """Pages, the dump page included, that `budget_bytes` buys, at most `wanted` plus the dump page.
+def pages_for(
+    budget_bytes: int, groups: tuple[CacheGroup, ...], longest: int, num_rows: int, held: tuple[int, ...]
+) -> tuple[int, ...]:
+    """Pages of each group, the dump page included, that `budget_bytes` buys together.
+
+    Each group gets room for one sequence of `longest` pages, and beside it for as many rows, up to `num_rows` in all,
+    as hold `held` of its pages each.
 
     Raises:
         CapacityError: not even one page besides the dump page fits.
     """
-    pages = min((budget_bytes - group.fixed_bytes) // group.page_bytes, wanted + 1)
-    if pages < 2:
-        besides = f" and the open pages of {group.fixed_bytes} bytes" if group.fixed_bytes else ""
-        raise CapacityError(
-            f"{budget_bytes} bytes of KV memory hold no page of {group.page_bytes} bytes besides the spare one"
-            f"{besides}: give kv_memory_bytes of at least {group.fixed_bytes + 2 * group.page_bytes}, or a smaller "
-            "page_size."
-        )
-    return int(pages)
+    fixed = sum(group.fixed_bytes for group in groups)
+    each = sum(group.page_bytes for group in groups)
+    left = budget_bytes - fixed - (1 + longest) * each
+    if left < 0:
+        pages = (budget_bytes - fixed) // each
+        if pages < 2:
+            besides = f" and the open pages of {fixed} bytes" if fixed else ""
+            raise CapacityError(
+                f"{budget_bytes} bytes of KV memory hold no page of {each} bytes besides the spare one{besides}: give "
+                f"kv_memory_bytes of at least {fixed + 2 * each}, or a smaller page_size."
+            )
+        return (int(pages),) * len(groups)
+    row_bytes = sum(count * group.page_bytes for count, group in zip(held, groups, strict=True))
+    return tuple(1 + longest + min(count * left // row_bytes, count * (num_rows - 1)) for count in held)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -36,7 +37,7 @@ class LatentKV(CodedKV):
         rotate: Callable[[Array], Array],
     ) -> tuple[Float[Array, "T H D"], LatentKV]:
         """As the layer's layout does; see `PagedKV` and `CodedKV`."""
-        dense = isinstance(self.group.layouts[layer], DenseLayout)
+        dense = isinstance(self.layout_of(layer), DenseLayout)
         return (PagedKV if dense else CodedKV).attend(self, layer, q, k, v, batch, rotate)
 
     def parts(self) -> dict[str, Any]:
@@ -59,15 +60,16 @@ class LatentKV(CodedKV):
         )
         return replace(self, pools=tuple(pools), bounds=bounds)
 
-    def _seal(self, layer: int, codes: DeltaPools, pages: Filled, batch: StepBatch) -> DeltaPools:
-        layout = self.group.layouts[layer]
+    def _seal(self, layer: int, codes: DeltaPools, filled: list[Filled], batch: StepBatch) -> DeltaPools:
+        layout = self.layout_of(layer)
         if not layout.latent:
-            return super()._seal(layer, codes, pages, batch)
+            return super()._seal(layer, codes, filled, batch)
+        pages = functools.reduce(Filled.join, filled)  # a second loop over the pools would copy them
         lists = (pages.sources, pages.targets, pages.tables, pages.rows, pages.logical, pages.count)
         return layout.sealed.seal(codes, batch.compressor[layer], pages.raw, *lists, self.implementation)
 
     def _view(self, layer: int, codes: DeltaPools, opened: Pools, batch: StepBatch) -> CodedPages | LatentPages:
-        layout = self.group.layouts[layer]
+        layout = self.layout_of(layer)
         if not layout.latent:
             return super()._view(layer, codes, opened, batch)
         return LatentPages(
@@ -77,7 +79,7 @@ class LatentKV(CodedKV):
     def _decode(
         self, layer: int, q: Float[Array, "B H D"], pages: Any, bounds: Array | None, batch: StepBatch
     ) -> tuple[Float[Array, "B H D"], Any, Any]:
-        if self.selector is None or not self.group.layouts[layer].latent:
+        if self.selector is None or not self.layout_of(layer).latent:
             return super()._decode(layer, q, pages, bounds, batch)
         out, handed = self.selector.follow(layer, q, pages, batch, self.handed, self._options(layer))
         return out, self.carried[layer], handed
@@ -85,13 +87,13 @@ class LatentKV(CodedKV):
     def _chunks(
         self, layer: int, codes: DeltaPools, scratch: Pools, batch: StepBatch
     ) -> CodedChunks | LatentChunks:
-        layout = self.group.layouts[layer]
+        layout = self.layout_of(layer)
         if not layout.latent:
             return super()._chunks(layer, codes, scratch, batch)
         return LatentChunks(layout.sealed, codes, batch.compressor[layer], *scratch, batch.segments)
 
     def _options(self, layer: int) -> dict[str, Any]:
         options = super()._options(layer)
-        if self.group.layouts[layer].latent:
+        if self.layout_of(layer).latent:
             del options["window"]  # refused where an engine is built: no layer of latents has one
         return options

@@ -131,6 +131,9 @@ class CodedLayout:
         sealed = QuantizedPages.beside(codec, platform, **{name: getattr(dense, name) for name in names})
         return cls(sealed, dense.with_pages(num_rows + 1))
 
+    def with_pages(self, num_pages: int) -> CodedLayout:
+        return replace(self, sealed=self.sealed.with_pages(num_pages))
+
     @property
     def latent(self) -> bool:
         """Whether sealed pages are DeltaKV latents, of which nothing can be read without the rest of the row."""

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 import pallas_kernels
 from pallas_kernels.dispatch import Implementation
 from sparsejax.cache.group import CacheGroup
-from sparsejax.cache.layout import Pools
+from sparsejax.cache.layout import CodedLayout, DenseLayout, Pools
 from sparsejax.cache.views import CodedPages, DensePages
 
 
@@ -52,6 +52,7 @@ class StepBatch:
         observe: what `observed` takes in of the step's queries (a `sparsity.seen.Observe`); None where nothing is.
         segments: how the chunks lie in pages, where the KV object asks for it (`planned`).
         compressor: by layer, the weights that its codec needs; None where none does.
+        deeper: the same step in the pages of each further cache group.
     """
 
     tokens: Int[Array, " T"]
@@ -66,6 +67,11 @@ class StepBatch:
     observe: Any = None
     segments: Any = None
     compressor: Any = None
+    deeper: tuple[StepBatch, ...] = ()
+
+    def of_group(self, index: int) -> StepBatch:
+        """The step in the pages of a cache group."""
+        return self.deeper[index - 1] if index else self
 
 
 @jax.tree_util.register_dataclass
@@ -82,6 +88,7 @@ class PagedKV:
         observed: per layer, what eviction will look at (a `sparsity.seen.Seen`), or None.
         implementation: which backend serves the operations; None picks the best.
         selector: what decode rows read (a `sparsity.selector.Selector`); None reads all pages.
+        group: of the first layers; `deeper` are those of the layers after them, where they have tables of their own.
     """
 
     pools: tuple[Pools, ...]
@@ -94,6 +101,20 @@ class PagedKV:
     implementation: Implementation = field(default=None, metadata={"static": True})
     selector: Any = field(default=None, metadata={"static": True})
     handed: Any = None
+    deeper: tuple[CacheGroup, ...] = field(default=(), metadata={"static": True})
+
+    @property
+    def groups(self) -> tuple[CacheGroup, ...]:
+        return (self.group, *self.deeper)
+
+    def group_of(self, layer: int) -> int:
+        """Index of the cache group of a layer."""
+        return next(index for index, group in enumerate(self.groups) if layer in group.layers)
+
+    def layout_of(self, layer: int) -> DenseLayout | CodedLayout:
+        """Physical shape of the pools of a layer."""
+        group = self.groups[self.group_of(layer)]
+        return group.layouts[group.layers.index(layer)]
 
     def planned(self, batch: StepBatch) -> StepBatch:
         """`batch` with what every layer would otherwise work out for itself; dense pages need nothing."""
@@ -117,7 +138,7 @@ class PagedKV:
 
         What a query sees depends on its position only: every token at or before it (inside the window).
         """
-        layout, observed = self.group.layouts[layer], self.observed[layer]
+        layout, observed, batch = self.layout_of(layer), self.observed[layer], batch.of_group(self.group_of(layer))
         pools = layout.write(
             self.pools[layer], rotate(k), v, batch.page_ids, batch.offsets, self.implementation
         )
@@ -143,7 +164,7 @@ class PagedKV:
         return out, self._with_layer(layer, pools, bounds, reused, observed, handed)
 
     def page_arrays(self) -> Any:
-        """All that full pages consist of: a tree of arrays ``[N, ...]`` by page id, those of every layer."""
+        """All that full pages consist of: by layer, trees of arrays ``[N, ...]`` by page id."""
         return self.pools, self.bounds
 
     def with_page_arrays(self, arrays: Any) -> PagedKV:
@@ -151,9 +172,15 @@ class PagedKV:
         pools, bounds = arrays
         return replace(self, pools=pools, bounds=bounds)
 
-    def copy_pages(self, source: Int[Array, " C"], target: Int[Array, " C"]) -> PagedKV:
-        """Copies whole pages in every layer, ``source[i] -> target[i]``; pairs of page 0 are padding."""
-        return self.with_page_arrays(jax.tree.map(lambda a: a.at[target].set(a[source]), self.page_arrays()))
+    def copy_pages(self, source: Int[Array, "Gr C"], target: Int[Array, "Gr C"]) -> PagedKV:
+        """Copies whole pages of each group, ``source[g, i] -> target[g, i]``; pairs of page 0 are padding."""
+        at = [self.group_of(layer) for layer in range(len(self.pools))]
+
+        def copied(g: int, arrays: Any) -> Any:
+            return jax.tree.map(lambda array: array.at[target[g]].set(array[source[g]]), arrays)
+
+        by_layer = (tuple(map(copied, at, arrays)) for arrays in self.page_arrays())
+        return self.with_page_arrays(tuple(by_layer))
 
     def plain_pages(
         self, layer: int, row: Int[Array, ""], page_ids: Int[Array, " S"], length: Int[Array, ""]

@@ -58,13 +58,16 @@ class PrefixCache:
         facts = (self._fingerprint, self.page_size, salt)
         return blake2b(repr(facts).encode(), digest_size=HASH_BYTES).digest()
 
-    def extend(self, root: bytes, hashes: list[bytes], tokens: Sequence[int]) -> None:
-        """Brings `hashes` up to the full pages of `tokens`, whose first ``len(hashes)`` pages it has."""
+    def extend(self, root: bytes, hashes: list[bytes], tokens: Sequence[int], owner: bytes = b"") -> None:
+        """Brings `hashes` up to the full pages of `tokens`, whose first ``len(hashes)`` pages it has.
+
+        Pages of an `owner` are found by nobody else: other pages may hold the same tokens and not the same bits.
+        """
         size = self.page_size
         for start in range(len(hashes) * size, len(tokens) - size + 1, size):
             content = np.array(tokens[start : start + size], np.int32).tobytes()
             parent = hashes[-1] if hashes else root
-            hashes.append(blake2b(parent + content, digest_size=HASH_BYTES).digest())
+            hashes.append(blake2b(parent + content + owner, digest_size=HASH_BYTES).digest())
 
     def match(self, hashes: Iterable[bytes]) -> list[int]:
         """Ids of the leading pages that are cached. They may be taken until the caller shares them."""
@@ -76,8 +79,10 @@ class PrefixCache:
         found = ((_common(child.tokens, tokens), child.page) for child in candidates.values())
         return max(found, default=(0, 0))[::-1]
 
-    def insert(self, parent: bytes, hash: bytes, tokens: Sequence[int], page: int) -> bool:
+    def insert(self, parent: bytes, hash: bytes, tokens: Sequence[int], page: int, owned: bool = False) -> bool:
         """Caches a full page after `parent`, the root or a cached page that the caller reads too.
+
+        An `owned` page is no partial hit of anybody.
 
         Returns:
             False if another page holds this already; nothing changes then.
@@ -87,7 +92,8 @@ class PrefixCache:
         self._allocator.cache(page)
         cached = CachedPage(hash, parent, tuple(tokens), page)
         self._pages[hash], self._hashes[page] = cached, hash
-        self._children.setdefault((parent, tokens[0]), {})[hash] = cached
+        if not owned:
+            self._children.setdefault((parent, tokens[0]), {})[hash] = cached
         return True
 
     def _forget(self, pages: list[int]) -> None:
@@ -95,9 +101,10 @@ class PrefixCache:
         for page in pages:
             cached = self._pages.pop(self._hashes.pop(page))
             place = cached.parent, cached.tokens[0]
-            del self._children[place][cached.hash]
-            if not self._children[place]:
-                del self._children[place]
+            siblings = self._children.get(place, {})
+            siblings.pop(cached.hash, None)
+            if not siblings:
+                self._children.pop(place, None)
 
 
 def _common(one: Sequence[int], other: Sequence[int]) -> int:

@@ -29,6 +29,7 @@ from sparsejax.models.loader import LoadedModel, load_model
 from sparsejax.models.streaming import stream
 from sparsejax.models.tokenizer import has_tokenizer, load_tokenizer
 from sparsejax.sparsity.calibration import read_filters, with_filters
+from sparsejax.sparsity.eviction import Keep, bands
 from sparsejax.sparsity.evictor import Evictor
 from sparsejax.sparsity.policy import SparsityConfig, declared
 from sparsejax.sparsity.selector import Selector
@@ -77,28 +78,30 @@ def build_core(config: EngineConfig, model: LoadedModel | None = None, tokenizer
         plan = Plan.of(compressor.grid, shapes, model.config.num_layers, policies[0].filter_codec)
         settled = functools.partial(SparsityConfig.within, filters=plan.filter_layers)
     policies = tuple(map(settled, policies))
-
     if config.weight_memory_bytes:
         model = stream(model, config.weight_memory_bytes)
-
-    def group_of(num_pages: int) -> CacheGroup:
-        if plan is not None:
-            return plan.group(model.config, model.dtype, num_pages, table.max_rows, platform)
-        shape = (model.config, config.page_size, model.dtype, num_pages, platform)
-        return make_group(*shape, codec=codec, num_rows=table.max_rows)
-
-    num_pages = pages_for(_kv_budget(config, model), group_of(1), wanted=config.max_num_seqs * width)
-    group = group_of(num_pages)
+    if plan is None:
+        shape = (model.config, config.page_size, model.dtype, 1, platform)
+        whole = make_group(*shape, codec=codec, num_rows=table.max_rows)
+    else:
+        whole = plan.group(model.config, model.dtype, 1, table.max_rows, platform)
+    keeps = tuple(policy.keep for policy in policies)
+    groups = _sized_groups(_kv_budget(config, model), whole, keeps, max_model_len, config.max_num_seqs)
     selector = Selector.of(policies, config.page_size, model.config.num_kv_heads, max_model_len)
     _check_keeps(policies, model.config)
-    keeps = tuple(policy.keep for policy in policies)
+    if len(groups) > 1 and (config.host_kv_bytes or config.disk_kv_bytes):
+        raise ConfigError(
+            f"host_kv_bytes={config.host_kv_bytes} and disk_kv_bytes={config.disk_kv_bytes}: pages go there through "
+            "the prefix cache, which an engine whose budgets fall with depth (beta above 1, as 'pyramidkv') has not. "
+            "Leave both at 0, or take keeps with beta=1."
+        )
     evictor = Evictor.of(keeps, model.config, config.page_size, max_model_len)
-    allocator = PageAllocator(num_pages)
-    runner = Runner(model, group, table, width, IMPLEMENTATIONS[config.backend], selector, evictor, compressor)
+    allocators = tuple(PageAllocator(group.layout.num_pages) for group in groups)
+    runner = Runner(model, groups, table, width, IMPLEMENTATIONS[config.backend], selector, evictor, compressor)
     tiers = make_tiers(config, runner, (model.config, codec, plan, IMPLEMENTATIONS[config.backend]))
     core = EngineCore(
         runner,
-        allocator,
+        allocators,
         Limits(
             config.max_num_seqs,
             config.max_num_batched_tokens,
@@ -111,13 +114,35 @@ def build_core(config: EngineConfig, model: LoadedModel | None = None, tokenizer
         eos_ids=model.config.eos_token_ids,
         tokenizer=tokenizer,
         seed=config.seed,
-        cache=PrefixCache(allocator, config.page_size, tiers.identity if tiers else ""),
-        prefix_caching=config.enable_prefix_caching,
+        cache=PrefixCache(allocators[0], config.page_size, tiers.identity if tiers else ""),
+        # A cached prefix is pages of one group.
+        prefix_caching=config.enable_prefix_caching and len(groups) == 1,
+        cache_outputs=config.cache_outputs,
         tiers=tiers,
         policies=Policies(policies, selector, model.config.num_layers, max_model_len, settled),
     )
     _warm(core, config)
     return core
+
+
+def _sized_groups(
+    budget_bytes: int, whole: CacheGroup, keeps: tuple[Keep, ...], max_model_len: int, num_rows: int
+) -> tuple[CacheGroup, ...]:
+    """One group of all layers, or one of each class of layers whose budgets differ.
+
+    A pool holds a whole prompt, which all layers need until it is cut, and beside it rows that have been cut.
+    """
+    layers, page_size = bands(keeps, len(whole.layers)), whole.layout.page_size
+    longest = -(-max_model_len // page_size)
+    evictions = [keep.eviction(max_model_len, layers) for keep in keeps]
+    held = tuple(
+        max(longest if eviction is None else -(-eviction.kept[index] // page_size) + 1 for eviction in evictions)
+        for index in range(len(layers))
+    )
+    if len(layers) == 1:
+        held = (longest,)
+    groups = whole.split(layers, (1,) * len(layers))
+    return whole.split(layers, pages_for(budget_bytes, groups, longest, num_rows, held))
 
 
 def _check_keeps(policies: tuple[SparsityConfig, ...], model: DecoderConfig) -> None:

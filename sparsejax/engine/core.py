@@ -18,13 +18,14 @@ from sparsejax.engine.detokenizer import Detokenizer, TextDecoder
 from sparsejax.engine.grammar import Grammars
 from sparsejax.engine.interrupt import deferred_interrupt
 from sparsejax.engine.params import SamplingParams
+from sparsejax.engine.plan import StepPlan
 from sparsejax.engine.policies import Policies
 from sparsejax.engine.prompts import Prompt, check_length
 from sparsejax.engine.reads import count_reads
 from sparsejax.engine.request import RequestOutput
 from sparsejax.engine.rows import mix_seed, pack_bias, pack_row
 from sparsejax.engine.runner import Runner
-from sparsejax.engine.scheduler import Limits, Scheduler, StepPlan
+from sparsejax.engine.scheduler import Limits, Scheduler
 from sparsejax.engine.sequence import Sequence
 from sparsejax.engine.tiers import PageTiers
 from sparsejax.engine.timings import Timings
@@ -52,7 +53,7 @@ class EngineCore:
     def __init__(
         self,
         runner: Runner,
-        allocator: PageAllocator,
+        allocators: tuple[PageAllocator, ...],
         limits: Limits,
         *,
         max_model_len: int,
@@ -62,13 +63,14 @@ class EngineCore:
         policies: Policies,
         cache: PrefixCache,
         prefix_caching: bool = True,
+        cache_outputs: bool = False,
         tiers: PageTiers | None = None,
     ):
         self.runner = runner
         self.tiers = tiers
         if tiers is not None:
             cache.on_evict = tiers.write_back
-        self.scheduler = Scheduler(limits, allocator, cache, tiers)
+        self.scheduler = Scheduler(limits, allocators, cache, tiers)
         self.max_model_len = max_model_len
         self.tokenizer = tokenizer
         self._text = None if tokenizer is None else TextDecoder(tokenizer)
@@ -77,7 +79,7 @@ class EngineCore:
         self._eos_ids = eos_ids
         self._seed = seed
         self._policies = policies
-        self._prefix_caching = prefix_caching
+        self._prefix_caching, self._cache_outputs = prefix_caching, cache_outputs
         self._grammars = Grammars(tokenizer, runner.vocab_size, eos_ids)
         self._arrivals = 0
         self._trackers: dict[str, Tracker] = {}
@@ -117,7 +119,7 @@ class EngineCore:
         self._arrivals += 1
         bad_words = self._compile_bad_words(params)
         policy = self._policies.of(params, len(prompt.token_ids))
-        eviction = policy.keep.eviction(prompt.num_compressed)
+        eviction = self._policies.eviction(params, prompt.num_compressed)
         # Every prompt token's logits are wanted where prompt_logprobs are: nothing of it may be skipped.
         skippable = 0 if params.prompt_logprobs is not None else policy.keep.skippable(prompt.num_compressed)
         root = self.scheduler.prefixes.cache.root(params.cache_salt) if self._prefix_caching else None
@@ -127,7 +129,8 @@ class EngineCore:
             sequence = Sequence(
                 list(prompt.token_ids), max_tokens, (priority, self._arrivals, index),
                 needs_history=bad_words.needs_history or rule is not None, eviction=eviction,
-                root=root, most_cached=skippable, publishes_outputs=policy.kind is ALL,
+                num_groups=len(self.scheduler.allocators), root=root, most_cached=skippable,
+                shares_outputs=self._cache_outputs and policy.kind is ALL,
             )  # fmt: skip
             choice = Choice(
                 index,
@@ -158,21 +161,23 @@ class EngineCore:
         if params.structured_outputs is not None:
             self._grammars.compile(params.structured_outputs)
         total = len(prompt.token_ids) + self._room(prompt, params)
-        size, capacity = self.scheduler.limits.page_size, self.scheduler.allocator.capacity
+        size, allocators = self.scheduler.limits.page_size, self.scheduler.allocators
         eviction = self._policies.eviction(params, prompt.num_compressed)
-        pages = eviction.peak_pages(total, size) if eviction else -(-total // size)
-        if pages > capacity:
-            raise CapacityError(
-                f"the request may reach {total} tokens = {pages} pages of {size}, but the KV pool has "
-                f"{capacity}: lower max_tokens, shorten the prompt, or raise kv_memory_bytes."
-            )
+        peaks = eviction.peak_pages(total, size) if eviction else (-(-total // size),) * len(allocators)
+        for pages, allocator in zip(peaks, allocators, strict=True):
+            if pages > allocator.capacity:
+                raise CapacityError(
+                    f"the request may reach {total} tokens = {pages} pages of {size}, but the KV pool has "
+                    f"{allocator.capacity}: lower max_tokens, shorten the prompt, or raise kv_memory_bytes."
+                )
 
     def _room(self, prompt: Prompt, params: SamplingParams) -> int:
         """How many tokens the request may generate; without ``max_tokens`` what the pool can hold ends it too."""
         room = check_length(len(prompt.token_ids), params, self.max_model_len)
         if params.max_tokens is not None:
             return room
-        pool = self.scheduler.allocator.capacity * self.scheduler.limits.page_size
+        pages = min(allocator.capacity for allocator in self.scheduler.allocators)
+        pool = pages * self.scheduler.limits.page_size
         return max(min(room, pool - len(prompt.token_ids)), 1)
 
     def abort(self, request_ids: Iterable[str]) -> list[RequestOutput]:

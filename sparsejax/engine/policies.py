@@ -9,7 +9,7 @@ import numpy as np
 
 from sparsejax.engine.params import SamplingParams
 from sparsejax.errors import ConfigError, RequestError
-from sparsejax.sparsity.eviction import Eviction
+from sparsejax.sparsity.eviction import MOST_CLASSES, Eviction, bands
 from sparsejax.sparsity.keep_rows import pack_keep
 from sparsejax.sparsity.kinds import ALL
 from sparsejax.sparsity.policy import SparsityConfig
@@ -37,7 +37,8 @@ class Policies:
             policy.layer_roles(num_layers)
         evicting = [policy.keep for policy in declared if policy.keep.method != "all"]
         self._methods = list(dict.fromkeys(keep.compiled for keep in evicting))  # in the order of `Evictor.methods`
-        self._most_kept = max((keep.kept(max_model_len) for keep in evicting), default=0)
+        self._bands = bands([policy.keep for policy in declared], num_layers)
+        self._most_kept = max((keep.most_kept(max_model_len, self._bands) for keep in evicting), default=0)
 
     def of(self, params: SamplingParams, num_prompt: int) -> SparsityConfig:
         """The policy of a request.
@@ -83,20 +84,22 @@ class Policies:
 
     def _lacks(self, policy: SparsityConfig, num_prompt: int) -> str | None:
         """What the engine serves where `policy` asks for more; None if it serves it."""
-        keep, eviction = policy.keep, policy.keep.eviction(num_prompt)
+        keep, eviction = policy.keep, policy.keep.eviction(num_prompt, self._bands)
         if keep.method != "all" and keep.compiled not in self._methods:
             offered = ", ".join(f"{method} (window={window}, pool={pool})" for method, window, pool in self._methods)
             asked = f"{keep.name} (window={keep.window}, pool={keep.pool})"
             return f"{f'eviction by {offered}' if offered else 'no eviction'}, not by {asked}"
-        if eviction and eviction.kept > self._most_kept:
-            return f"eviction down to at most {self._most_kept} tokens, not {eviction.kept}"
+        if keep.beta > 1 and len(self._bands) < min(MOST_CLASSES, self.num_layers):
+            return f"budgets that are the same in every layer, not beta={keep.beta:g}"
+        if eviction and max(eviction.kept) > self._most_kept:
+            return f"eviction down to at most {self._most_kept} tokens, not {max(eviction.kept)}"
         if policy.kind is ALL:
             return None
         return "only 'all'" if self.selector is None else self.selector.lacks(policy, num_prompt)
 
     def eviction(self, params: SamplingParams, num_prompt: int) -> Eviction | None:
         """When a request with this prompt evicts, and what stays; None if it never does."""
-        return self.of(params, num_prompt).keep.eviction(num_prompt)
+        return self.of(params, num_prompt).keep.eviction(num_prompt, self._bands)
 
     def pack_keep(
         self, params: SamplingParams, num_prompt: int, eviction: Eviction | None

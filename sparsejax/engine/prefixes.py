@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from secrets import token_bytes
+
 from sparsejax.cache.allocator import PageAllocator
 from sparsejax.cache.prefix import PrefixCache
 from sparsejax.engine.sequence import Sequence
@@ -47,12 +49,12 @@ class Prefixes:
                 self.allocator.share([page])
                 sequence.pages.append(page)
                 sequence.num_computed += count
-                sequence.num_cached = sequence.num_prefilled = sequence.num_computed
+                sequence.num_cached = sequence.num_computed
         return True
 
     def wanted(self, sequence: Sequence) -> list[bytes]:
         """Hashes of the full pages that a sequence may start from."""
-        self.cache.extend(sequence.root, sequence.hashes, sequence.tokens)
+        self.cache.extend(sequence.root, sequence.hashes, sequence.tokens[: sequence.num_prompt])
         return sequence.hashes[: self._most(sequence) // self.cache.page_size]
 
     def _most(self, sequence: Sequence) -> int:
@@ -71,14 +73,15 @@ class Prefixes:
         for index, page in enumerate(pages, len(sequence.pages)):
             parent = sequence.hashes[index - 1] if index else sequence.root
             tokens = sequence.tokens[index * size : (index + 1) * size]
-            self.cache.insert(parent, sequence.hashes[index], tokens, page)
+            owned = bool(sequence.owner) and (index + 1) * size > sequence.num_prompt
+            self.cache.insert(parent, sequence.hashes[index], tokens, page, owned)
         self._start_from(sequence, pages)
 
     def _start_from(self, sequence: Sequence, pages: list[int]) -> None:
         sequence.pages = [*sequence.pages, *pages]
         sequence.num_published = len(sequence.pages)
         sequence.num_computed = len(sequence.pages) * self.cache.page_size
-        sequence.num_cached = sequence.num_prefilled = sequence.num_computed
+        sequence.num_cached = sequence.num_computed
 
     def is_coming(self, hash: bytes) -> bool:
         """Whether a page will soon be cached."""
@@ -99,35 +102,45 @@ class Prefixes:
         """Announces the pages that a sequence which starts to run will publish."""
         if sequence.root is None or not sequence.publishes:
             return
-        # Its newest output, if it has any, is not published before the next one is known.
-        last = sequence.num_computed + sequence.most_computable(sequence.num_uncomputed - (sequence.num_outputs > 0))
-        self.announce(sequence, sequence.hashes[sequence.num_published : last // self.cache.page_size])
+        soon = sequence.num_computed + sequence.most_computable(sequence.num_uncomputed)
+        full = min(soon, sequence.num_prompt) // self.cache.page_size
+        self.announce(sequence, sequence.hashes[sequence.num_published : full])
 
     def publish(self, sequence: Sequence) -> None:
-        """Caches the pages that a sequence has filled since."""
-        size = self.cache.page_size
-        if sequence.root is None or not sequence.publishes or sequence.num_computed // size <= sequence.num_published:
-            return
-        written = sequence.num_written
-        if not sequence.publishes_outputs:
-            written = min(written, sequence.num_prefilled)
-        self.cache.extend(sequence.root, sequence.hashes, sequence.tokens[: written - written % size])
-        for index in range(sequence.num_published, written // size):
-            parent, hash = (sequence.hashes[index - 1] if index else sequence.root), sequence.hashes[index]
-            tokens = sequence.tokens[index * size : (index + 1) * size]
-            if not self.cache.insert(parent, hash, tokens, sequence.pages[index]):
-                self.stop(sequence)  # later pages would hang on one that it does not read
-                return
-            sequence.num_published += 1
-            self.withdraw(sequence, [hash])
+        """Caches the shareable pages that a sequence has filled since."""
+        if sequence.num_computed // self.cache.page_size > sequence.num_published:
+            self._add(sequence, sequence.num_shareable)
+
+    def keep(self, sequence: Sequence) -> None:
+        """Caches all full pages of a sequence that gives its row back: it goes on from them, with the very same bits.
+
+        Pages with tokens that it generated are found by no other.
+        """
+        sequence.owner = sequence.owner or token_bytes(16)
+        self._add(sequence, sequence.num_shareable)
+        self._add(sequence, sequence.num_written, sequence.owner)
 
     def fork(self, parent: Sequence, child: Sequence) -> None:
         """`child` has taken over the leading pages of `parent`, and may publish what comes after them."""
         child.num_published = min(parent.num_published, child.num_computed // self.cache.page_size)
         child.hashes = parent.hashes[: child.num_published]
-        child.num_prefilled = child.num_computed
 
     def stop(self, sequence: Sequence) -> None:
         """A sequence publishes nothing more: its pages are about to go, or hold other tokens than their number says."""
         sequence.publishes = False
         self.withdraw(sequence, sequence.hashes[sequence.num_published :])
+
+    def _add(self, sequence: Sequence, num_tokens: int, owner: bytes = b"") -> None:
+        size = self.cache.page_size
+        full = num_tokens // size
+        if sequence.root is None or not sequence.publishes or full <= sequence.num_published:
+            return
+        self.cache.extend(sequence.root, sequence.hashes, sequence.tokens[: full * size], owner)
+        for index in range(sequence.num_published, full):
+            parent, hash = (sequence.hashes[index - 1] if index else sequence.root), sequence.hashes[index]
+            tokens = sequence.tokens[index * size : (index + 1) * size]
+            if not self.cache.insert(parent, hash, tokens, sequence.pages[index], owned=bool(owner)):
+                self.stop(sequence)  # later pages would hang on one that it does not read
+                return
+            sequence.num_published += 1
+            self.withdraw(sequence, [hash])

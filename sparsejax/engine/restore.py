@@ -79,7 +79,7 @@ class Restores:
             return False
         prefixes, allocator = self._prefixes, self._prefixes.allocator
         size = prefixes.cache.page_size
-        missing = sequence.peak_pages(len(sequence.tokens), size) - fetch.start
+        missing = sequence.peak_pages(len(sequence.tokens), size)[0] - fetch.start  # prefixes are of one group
         if num_running and allocator.num_free < missing + num_running:
             return False  # it could not be admitted either
         payloads = fetch.payloads.result()

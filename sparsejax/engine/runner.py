@@ -15,9 +15,9 @@ from pallas_kernels.dispatch import Implementation
 from sparsejax.cache.codecs.compressor import Compressor
 from sparsejax.cache.group import CacheGroup
 from sparsejax.engine.compile import Programs, abstract
+from sparsejax.engine.plan import Cut, StepPlan
 from sparsejax.engine.rows import mask_words, neutral_row, stack_rows
 from sparsejax.engine.sampler import SamplingRows
-from sparsejax.engine.scheduler import Cut, StepPlan
 from sparsejax.engine.state import DeviceState, Reads, initial_state, state_bytes
 from sparsejax.engine.step import COMPRESSOR, StepKey, StepOutputs, StepShape
 from sparsejax.engine.table import StepTable
@@ -51,7 +51,7 @@ class Runner:
     def __init__(
         self,
         model: LoadedModel,
-        group: CacheGroup,
+        groups: tuple[CacheGroup, ...],
         table: StepTable,
         table_width: int,
         implementation: Implementation,
@@ -64,13 +64,14 @@ class Runner:
         self.table = table
         decoder = Decoder(model.config, model.dtype, streamed_layers(model.params, model.config.num_layers))
         self.spare_row = table.max_rows
-        self.max_entries = 2 * table.max_rows + table.max_chunk // group.layout.page_size + 1
-        self.shape = StepShape(decoder, group.layout.page_size, self.spare_row, self.max_entries)
+        page_size, num_groups = groups[0].layout.page_size, len(groups)
+        self.max_entries = num_groups * (2 * table.max_rows + table.max_chunk // page_size + 1)
+        self.shape = StepShape(decoder, page_size, self.spare_row, self.max_entries, num_groups)
         self.vocab_size = model.config.vocab_size
         num_rows = table.max_rows + 1
         self.state: DeviceState = initial_state(
             model.config,
-            group,
+            groups,
             num_rows=table.max_rows,
             table_width=table_width,
             sampling=_neutral_rows(self.vocab_size, num_rows),
@@ -78,7 +79,7 @@ class Runner:
             selector=selector,
             evictor=evictor,
         )
-        self._table_mirror = np.zeros((table.max_rows + 1, table_width), np.int32)
+        self._table_mirror = np.zeros((num_rows, num_groups, table_width), np.int32)
         self.programs = Programs()
 
     def memory(self) -> dict[str, int]:
@@ -151,25 +152,34 @@ class Runner:
     def decode_tiles(self, plan: StepPlan, evicted: bool = False) -> int:
         """Tiles (a page of one KV head of one layer) that the decode rows of a step hold, once it is planned; with
         `evicted` as many as they would hold if nothing had left."""
-        size, group = self.shape.page_size, self.state.kv.group
-        lengths = (s.num_computed - (0 if evicted else s.shift) for s in plan.decode)
-        pages = sum(-(-(length - step) // size) for length in lengths for step in range(plan.num_steps))
-        return pages * group.page_tiles
+        size, tiles = self.shape.page_size, 0
+        for index, group in enumerate(self.state.kv.groups):
+            lengths = (s.num_computed if evicted else s.lengths[index] for s in plan.decode)
+            pages = sum(-(-(length - step) // size) for length in lengths for step in range(plan.num_steps))
+            tiles += pages * group.page_tiles
+        return tiles
 
     def _fill_entries(self, plan: StepPlan, fields: dict[str, np.ndarray]) -> None:
         fields["entry_rows"][:] = self.spare_row
-        for (row, index), page in plan.entries.items():
-            self._table_mirror[row, index] = page
+        self._mirror_entries(plan)
         if len(plan.entries) > self.max_entries:
             # A long prompt was admitted at once: sending every table is one transfer and no other program.
-            self.state = self.state.with_tables(jnp.asarray(self._table_mirror))
+            self._send_tables()
             return
-        for slot, ((row, index), page) in enumerate(plan.entries.items()):
+        width = self._table_mirror.shape[2]
+        for slot, ((row, group, index), page) in enumerate(plan.entries.items()):
             fields["entry_rows"][slot], fields["entry_indices"][slot], fields["entry_pages"][slot] = (
                 row,
-                index,
+                group * width + index,
                 page,
             )
+
+    def _mirror_entries(self, plan: StepPlan) -> None:
+        for at, page in plan.entries.items():
+            self._table_mirror[at] = page
+
+    def _send_tables(self) -> None:
+        self.state = self.state.with_tables(jnp.asarray(self._table_mirror.reshape(len(self._table_mirror), -1)))
 
     def _fill_decode(self, plan: StepPlan, fields: dict[str, np.ndarray]) -> None:
         fields["rows"][:] = self.spare_row
@@ -178,7 +188,7 @@ class Runner:
             fields["rows"][slot] = sequence.row
             fields["tokens"][slot] = sequence.tokens[at]
             fields["positions"][slot] = at
-            fields["shifts"][slot] = sequence.shift
+            fields["shifts"][:, slot] = sequence.shifts
         for slot, (sequence, at) in enumerate(plan.outputs):
             fields["steps"][slot] = at - sequence.num_prompt
 
@@ -195,7 +205,7 @@ class Runner:
             fields["chunk_tokens"][start:stop] = tokens[chunk.start : chunk.start + chunk.count]
             fields["chunk_rows"][slot] = chunk.sequence.row
             fields["chunk_starts"][slot] = chunk.start
-            fields["chunk_shifts"][slot] = chunk.sequence.shift
+            fields["chunk_shifts"][:, slot] = chunk.sequence.shifts
             starts[slot + 1 :] = stop
             if chunk.samples:
                 fields["sample_rows"][count] = chunk.sequence.row
@@ -209,23 +219,23 @@ class Runner:
     def cut_caches(self, plan: StepPlan) -> None:
         """Carries out the evictions of a plan that computes nothing."""
         self._evict(plan.evictions)
-        for (row, index), page in plan.entries.items():
-            self._table_mirror[row, index] = page
-        self.state = self.state.with_tables(jnp.asarray(self._table_mirror))
+        self._mirror_entries(plan)
+        self._send_tables()
 
     def _evict(self, cuts: list[Cut]) -> None:
         for cut in cuts:
-            new_pages = np.zeros(self.evictor.capacity, np.int32)
-            new_pages[: len(cut.new_pages)] = cut.new_pages
-            numbers = (np.int32(n) for n in (cut.row, cut.length, cut.kept, cut.at))
+            new_pages = np.zeros((self.shape.num_groups, self.evictor.capacity), np.int32)
+            for group, pages in enumerate(cut.new_pages):
+                new_pages[group, : len(pages)] = pages
+            numbers = map(np.int32, (cut.row, cut.lengths, cut.kept, cut.at))
             self.state = self._program("cut")(self.state, *numbers, new_pages)
 
-    def _copy_pages(self, copies: list[tuple[int, int]]) -> None:
+    def _copy_pages(self, copies: list[tuple[int, int, int]]) -> None:
         for start in range(0, len(copies), COPY_PAIRS):
-            pairs = np.zeros((2, COPY_PAIRS), np.int32)
-            part = copies[start : start + COPY_PAIRS]
-            pairs[:, : len(part)] = np.array(part).T
-            self.state = self._program("copy")(self.state, pairs[0], pairs[1])
+            pairs = np.zeros((2, self.shape.num_groups, COPY_PAIRS), np.int32)
+            for place, (group, *pair) in enumerate(copies[start : start + COPY_PAIRS]):
+                pairs[:, group, place] = pair
+            self.state = self._program("copy")(self.state, *pairs)
 
     def _program(self, key: StepKey | str) -> jax.stages.Compiled:
         return self.programs.get(key, partial(self._build, key))
@@ -242,7 +252,7 @@ class Runner:
     def _small_programs(self) -> dict[str, tuple]:
         """Functions that change the state between steps, and their arguments after it."""
         sampling = self.state.sampling
-        rows = self.table.max_rows
+        rows, groups = self.table.max_rows, self.shape.num_groups
 
         def cut(state: DeviceState, *args: Any) -> DeviceState:
             return state.cut(self.evictor, *args)
@@ -258,12 +268,12 @@ class Runner:
 
         programs = {
             "admit": (DeviceState.admit, ids(), *map(fields_of, (sampling, self.state.policy, self.state.keep))),
-            "copy": (DeviceState.copy_pages, ids(COPY_PAIRS), ids(COPY_PAIRS)),
+            "copy": (DeviceState.copy_pages, ids(groups, COPY_PAIRS), ids(groups, COPY_PAIRS)),
             "bias": (DeviceState.set_bias, ids(), row_of(sampling.bias_ids), row_of(sampling.bias_values)),
             "allowed": (DeviceState.set_allowed, ids(rows), ids(rows, mask_words(self.vocab_size))),
         }
         if self.evictor is not None:
-            programs["cut"] = (cut, ids(), ids(), ids(), ids(), ids(self.evictor.capacity))
+            programs["cut"] = (cut, ids(), ids(groups), ids(groups), ids(), ids(groups, self.evictor.capacity))
         return programs
 
 

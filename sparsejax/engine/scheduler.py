@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sparsejax.cache.allocator import PageAllocator
 from sparsejax.cache.prefix import PrefixCache
+from sparsejax.engine.plan import Chunk, Cut, StepPlan
 from sparsejax.engine.prefixes import Prefixes
 from sparsejax.engine.restore import Restores
 from sparsejax.engine.sequence import PENDING, Sequence, Status
@@ -39,74 +40,32 @@ class Limits:
     share_whole_pages: bool = False
 
 
-@dataclass(frozen=True)
-class Chunk:
-    """`count` tokens of `sequence` from position `start` on; `samples` if the last one is its newest token."""
-
-    sequence: Sequence
-    start: int
-    count: int
-    samples: bool
-
-
-@dataclass(frozen=True)
-class Cut:
-    """The cache of the sequence in `row` is cut: of its `length` tokens `kept` move to `new_pages`.
-
-    `at` of its tokens are computed, evicted ones included.
-    """
-
-    row: int
-    length: int
-    kept: int
-    at: int
-    new_pages: list[int]
-
-
-@dataclass
-class StepPlan:
-    """What one device call computes.
-
-    Attributes:
-        decode: sequences that compute one token each (per decode step).
-        chunks: prefill work, empty for a pure decode step.
-        num_steps: decode steps of the call; above 1 only when `chunks` is empty.
-        admitted: sequences that took a row for this step and whose row state must be set first.
-        evictions: caches to cut before the copies and the step.
-        copies: page pairs ``(source, target)`` to copy before the step.
-        entries: new page-table entries, ``(row, logical index) -> page``.
-        outputs: ``(sequence, index into its tokens)`` of the first token each sampling row produces, decode
-            rows first, then chunks that sample.
-    """
-
-    decode: list[Sequence] = field(default_factory=list)
-    chunks: list[Chunk] = field(default_factory=list)
-    num_steps: int = 1
-    admitted: list[Sequence] = field(default_factory=list)
-    evictions: list[Cut] = field(default_factory=list)
-    copies: list[tuple[int, int]] = field(default_factory=list)
-    entries: dict[tuple[int, int], int] = field(default_factory=dict)
-    outputs: list[tuple[Sequence, int]] = field(default_factory=list)
-
-    @property
-    def num_tokens(self) -> int:
-        return len(self.decode) * self.num_steps + sum(chunk.count for chunk in self.chunks)
-
-
 class Scheduler:
-    """Owns the queue, the rows and the page lists; decides, and never touches the device."""
+    """Owns the queue, the rows and the page lists; decides, and never touches the device.
+
+    Each cache group has an allocator. A sequence takes pages in all of them or in none.
+    """
 
     def __init__(
-        self, limits: Limits, allocator: PageAllocator, cache: PrefixCache, tiers: PageTiers | None = None
+        self,
+        limits: Limits,
+        allocators: tuple[PageAllocator, ...],
+        cache: PrefixCache,
+        tiers: PageTiers | None = None,
     ):
         self.limits = limits
-        self.allocator = allocator
-        self.prefixes = Prefixes(cache, allocator, copies=not limits.share_whole_pages)
+        self.allocators = allocators
+        self.prefixes = Prefixes(cache, self.allocator, copies=not limits.share_whole_pages)
         self.restores = Restores(self.prefixes, tiers) if tiers else None
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
         self.num_preemptions = 0
         self._free_rows = list(range(limits.max_num_seqs - 1, -1, -1))
+
+    @property
+    def allocator(self) -> PageAllocator:
+        """Of the first group, whose pages the prefix cache shares."""
+        return self.allocators[0]
 
     @property
     def has_work(self) -> bool:
@@ -125,10 +84,11 @@ class Scheduler:
         shared = parent.num_prompt - 1
         if self.limits.share_whole_pages:
             shared -= shared % self.limits.page_size
-        pages = parent.pages[: _pages(shared, self.limits.page_size)]
+        tables = [pages[: _pages(shared, self.limits.page_size)] for pages in parent.tables]
         for child in children:
-            self.allocator.share(pages)
-            child.pages = list(pages)
+            for allocator, pages in zip(self.allocators, tables, strict=True):
+                allocator.share(pages)
+            child.tables = [list(pages) for pages in tables]
             child.num_computed = shared
             self.prefixes.fork(parent, child)
             self.add(child)
@@ -166,15 +126,17 @@ class Scheduler:
         for sequence in list(self.running):
             if not sequence.must_evict or sequence.num_remaining <= 0 or sequence.status is not Status.RUNNING:
                 continue  # not due, at its end, or preempted for an earlier one just now
-            kept, length = sequence.eviction.kept, sequence.num_computed - sequence.shift
-            if not self._free_up(_pages(kept, self.limits.page_size), sequence):
+            counts = [_pages(kept, self.limits.page_size) for kept in sequence.eviction.kept]
+            if not self._free_up(counts, sequence):
                 return False
             self.prefixes.publish(sequence)
             self.prefixes.stop(sequence)
-            old, sequence.pages = sequence.pages, self.allocator.allocate(_pages(kept, self.limits.page_size))
-            self.allocator.release(old)
-            plan.evictions.append(Cut(sequence.row, length, kept, sequence.num_computed, sequence.pages[:]))
-            plan.entries.update({(sequence.row, index): page for index, page in enumerate(sequence.pages)})
+            new = [allocator.allocate(count) for allocator, count in zip(self.allocators, counts, strict=True)]
+            self._give_back(sequence)
+            sequence.tables = new
+            its = sequence.eviction.kept, sequence.num_computed, [pages[:] for pages in new]
+            plan.evictions.append(Cut(sequence.row, sequence.lengths, *its))
+            plan.enter(sequence)
             sequence.evicted()
         return True
 
@@ -226,27 +188,28 @@ class Scheduler:
         bisect.insort(self.running, sequence, key=_order)
         plan.admitted.append(sequence)
         self.prefixes.started(sequence)
-        plan.entries.update({(sequence.row, index): page for index, page in enumerate(sequence.pages)})
+        plan.enter(sequence)
 
     def _room_for(self, sequence: Sequence) -> bool:
         """Whether every known token of `sequence` finds a page, with one page left for each running one, so
         that a sequence is not admitted only to be preempted by its neighbours' next tokens."""
-        wanted = sequence.peak_pages(len(sequence.tokens), self.limits.page_size) - len(sequence.pages)
-        wanted += sum(map(self.allocator.is_shared, sequence.pages[self._first_page(sequence) :]))
-        while wanted + len(self.running) > self.allocator.num_free:
+        peaks = sequence.peak_pages(len(sequence.tokens), self.limits.page_size)
+        places = zip(peaks, sequence.tables, self._shared(sequence), strict=True)
+        wanted = [peak - len(pages) + len(shared) + len(self.running) for peak, pages, shared in places]
+        while not self._free(wanted):
             if self.running or not (self._reclaim_waiting(after=sequence) or self._drop_copied(sequence)):
                 return False
         return True
 
     def _drop_copied(self, sequence: Sequence) -> bool:
         """Gives back the page that `sequence` would have to copy: page and copy may be one more than there are."""
-        first = self._first_page(sequence)
+        first = sequence.num_computed // self.limits.page_size
         if len(sequence.pages) <= first:
             return False
-        self.allocator.release(sequence.pages[first:])
-        del sequence.pages[first:]
+        for allocator, pages in zip(self.allocators, sequence.tables, strict=True):
+            allocator.release(pages[first:])
+            del pages[first:]
         sequence.num_computed = first * self.limits.page_size
-        sequence.num_prefilled = sequence.num_computed
         sequence.num_cached = min(sequence.num_cached, sequence.num_computed)
         return True
 
@@ -256,30 +219,41 @@ class Scheduler:
         Takes pages from later sequences if it must. False if it had to give up: it was preempted itself, or
         the victim's results are still on the device.
         """
-        first = self._first_page(sequence)
+        size = self.limits.page_size
         while True:
-            shared = [
-                i for i in range(first, len(sequence.pages)) if self.allocator.is_shared(sequence.pages[i])
-            ]
-            missing = _pages(num_tokens - sequence.shift, self.limits.page_size) - len(sequence.pages)
-            if len(shared) + max(missing, 0) <= self.allocator.num_free:
+            shared = self._shared(sequence)
+            places = zip(sequence.shifts, sequence.tables, strict=True)
+            missing = [max(0, _pages(num_tokens - shift, size) - len(pages)) for shift, pages in places]
+            if self._free([len(copied) + count for copied, count in zip(shared, missing, strict=True)]):
                 break
             if not self._reclaim_waiting() and not self._preempt_after(sequence):
                 return False
-        for index in shared:
-            (page,) = self.allocator.allocate(1)
-            plan.copies.append((sequence.pages[index], page))
-            self.allocator.release([sequence.pages[index]])
-            sequence.pages[index] = page
-            plan.entries[sequence.row, index] = page
-        for page in self.allocator.allocate(max(missing, 0)):
-            plan.entries[sequence.row, len(sequence.pages)] = page
-            sequence.pages.append(page)
+        for group, (allocator, pages) in enumerate(zip(self.allocators, sequence.tables, strict=True)):
+            for index in shared[group]:
+                (page,) = allocator.allocate(1)
+                plan.copies.append((group, pages[index], page))
+                allocator.release([pages[index]])
+                pages[index] = page
+                plan.entries[sequence.row, group, index] = page
+            for page in allocator.allocate(missing[group]):
+                plan.entries[sequence.row, group, len(pages)] = page
+                pages.append(page)
         return True
 
-    def _free_up(self, count: int, sequence: Sequence) -> bool:
-        """Takes pages from later sequences until `count` are free. False if `sequence` had to give up."""
-        while count > self.allocator.num_free:
+    def _shared(self, sequence: Sequence) -> list[list[int]]:
+        """By group, logical indices of pages that it will write and others read."""
+        size, found = self.limits.page_size, []
+        for allocator, pages, length in zip(self.allocators, sequence.tables, sequence.lengths, strict=True):
+            found.append([i for i in range(length // size, len(pages)) if allocator.is_shared(pages[i])])
+        return found
+
+    def _free(self, wanted: list[int]) -> bool:
+        """Whether each group has so many free pages."""
+        return all(count <= allocator.num_free for count, allocator in zip(wanted, self.allocators, strict=True))
+
+    def _free_up(self, wanted: list[int], sequence: Sequence) -> bool:
+        """Takes pages from later sequences until so many are free. False if `sequence` had to give up."""
+        while not self._free(wanted):
             if not self._reclaim_waiting() and not self._preempt_after(sequence):
                 return False
         return True
@@ -288,8 +262,7 @@ class Scheduler:
         """Takes the pages that the last sequence in the queue which holds any was to start from."""
         for sequence in reversed(self.waiting):
             if sequence.pages and sequence is not after:
-                self.allocator.release(sequence.pages)
-                sequence.pages = []
+                self._give_back(sequence)
                 sequence.restart()
                 return True
         return False
@@ -300,6 +273,7 @@ class Scheduler:
         if victim.has_pending:
             return False
         self.running.remove(victim)
+        self.prefixes.keep(victim)
         self._release(victim)
         victim.restart()
         self.num_preemptions += 1
@@ -309,11 +283,15 @@ class Scheduler:
     def _release(self, sequence: Sequence) -> None:
         self.prefixes.publish(sequence)
         self.prefixes.stop(sequence)
-        self.allocator.release(sequence.pages)
-        sequence.pages = []
+        self._give_back(sequence)
         if sequence.row >= 0:
             self._free_rows.append(sequence.row)
             sequence.row = -1
+
+    def _give_back(self, sequence: Sequence) -> None:
+        for allocator, pages in zip(self.allocators, sequence.tables, strict=True):
+            allocator.release(pages)
+        sequence.tables = [[] for _ in self.allocators]
 
     def _decode_steps(self, plan: StepPlan) -> int:
         """Several steps in one call pay only when no one waits for a row and nobody finishes half way."""
@@ -323,8 +301,11 @@ class Scheduler:
         if any(s.num_remaining < steps or s.needs_history or s.most_computable(steps) < steps for s in plan.decode):
             return 1
         size = self.limits.page_size
-        extra = sum(max(0, _pages(s.num_computed - s.shift + steps, size) - len(s.pages)) for s in plan.decode)
-        if extra > self.allocator.num_free:
+        extra = [
+            sum(max(0, _pages(s.lengths[group] + steps, size) - len(s.tables[group])) for s in plan.decode)
+            for group in range(len(self.allocators))
+        ]
+        if not self._free(extra):
             return 1
         for sequence in plan.decode:
             self._reserve(sequence, sequence.num_computed + steps, plan)
@@ -337,7 +318,6 @@ class Scheduler:
             sequence.num_computed += plan.num_steps
         for chunk in plan.chunks:
             chunk.sequence.num_computed += chunk.count
-            chunk.sequence.num_prefilled = chunk.sequence.num_computed
             if chunk.samples:
                 plan.outputs.append((chunk.sequence, len(chunk.sequence.tokens)))
                 chunk.sequence.tokens.append(PENDING)
@@ -346,9 +326,6 @@ class Scheduler:
 
     def _chunk_budget(self, num_decode: int) -> int:
         return min(self.limits.max_chunk, self.limits.max_num_batched_tokens - num_decode)
-
-    def _first_page(self, sequence: Sequence) -> int:
-        return (sequence.num_computed - sequence.shift) // self.limits.page_size
 
 
 def _chunk(sequence: Sequence, count: int) -> Chunk:

@@ -31,18 +31,19 @@ class Sequence:
             step has run.
         eviction: when tokens leave its cache, if ever.
         evict_at: computed tokens at which the next eviction must run, before anything more is computed.
-        shift: tokens that have left the cache; token t lies in slot ``t - shift`` of its pages.
-        pages: page ids by logical index.
+        num_groups: cache groups of the engine.
+        shifts: by group, tokens that have left the cache; token t lies in slot ``t - shift`` of its pages.
+        tables: by group, page ids by logical index.
         row: the slot of the device state it holds while it runs, or -1.
         needs_history: the host must know every earlier token before it samples the next one.
         root: where its chain of pages in the prefix cache begins; None: it neither reads nor fills the cache.
         most_cached: leading tokens that it may take from there; None leaves only its last one to compute.
-        publishes: whether pages that it fills may be shared.
-        publishes_outputs: whether also those with tokens that decode steps computed.
+        shares_outputs: whether others may read pages with tokens that it generated, not only those of its prompt.
+        publishes: whether it still adds to the cache.
+        owner: marks pages in the cache that only it may find, once there are any.
         hashes: of its full pages, as far as they were needed.
         num_published: leading pages of its own that are cached.
         num_cached: tokens that it took from the cache when it started.
-        num_prefilled: leading tokens that no decode step computed.
         looked_below: whether the tiers below the device were asked for its pages.
         awaits: hash of a page that a running sequence is about to publish and it wants.
     """
@@ -55,35 +56,37 @@ class Sequence:
     num_prompt: int = field(init=False)
     num_computed: int = 0
     evict_at: int | None = field(init=False)
-    shift: int = 0
-    pages: list[int] = field(default_factory=list)
+    num_groups: int = 1
+    shifts: list[int] = field(init=False)
+    tables: list[list[int]] = field(init=False)
     row: int = -1
     status: Status = Status.NEW
     root: bytes | None = None
     most_cached: int | None = None
+    shares_outputs: bool = False
     publishes: bool = True
-    publishes_outputs: bool = True
+    owner: bytes = b""
     hashes: list[bytes] = field(default_factory=list)
     num_published: int = 0
     num_cached: int = 0
-    num_prefilled: int = 0
     looked_below: bool = False
     awaits: bytes | None = None
 
     def __post_init__(self) -> None:
         self.num_prompt = len(self.tokens)
+        self.tables = [[] for _ in range(self.num_groups)]
         self.restart()
 
     def restart(self) -> None:
         """Nothing of it is in the cache (any more)."""
-        self.num_computed, self.shift = 0, 0
+        self.num_computed, self.shifts = 0, [0] * self.num_groups
         self.looked_below = False
-        self.num_published, self.num_cached, self.num_prefilled, self.publishes = 0, 0, 0, True
+        self.num_published, self.num_cached, self.publishes = 0, 0, True
         self.evict_at = self.eviction and self.eviction.at
 
     def evicted(self) -> None:
         """The eviction that was due has run."""
-        self.shift = self.num_computed - self.eviction.kept
+        self.shifts = [self.num_computed - kept for kept in self.eviction.kept]
         interval = self.eviction.interval
         self.evict_at = self.num_computed + interval if interval else None
 
@@ -96,9 +99,25 @@ class Sequence:
         """How many of the next `count` tokens may be computed before the next eviction."""
         return count if self.evict_at is None else min(count, self.evict_at - self.num_computed)
 
-    def peak_pages(self, num_tokens: int, page_size: int) -> int:
-        """Most pages it holds at once until `num_tokens` are computed from the start."""
-        return self.eviction.peak_pages(num_tokens, page_size) if self.eviction else -(-num_tokens // page_size)
+    @property
+    def pages(self) -> list[int]:
+        """Page ids in the first group."""
+        return self.tables[0]
+
+    @pages.setter
+    def pages(self, pages: list[int]) -> None:
+        self.tables[0] = pages
+
+    @property
+    def lengths(self) -> list[int]:
+        """By group, tokens in the cache once every dispatched step has run."""
+        return [self.num_computed - shift for shift in self.shifts]
+
+    def peak_pages(self, num_tokens: int, page_size: int) -> tuple[int, ...]:
+        """By group, the most pages it holds at once until `num_tokens` are computed from the start."""
+        if self.eviction:
+            return self.eviction.peak_pages(num_tokens, page_size)
+        return (-(-num_tokens // page_size),) * self.num_groups
 
     @property
     def num_outputs(self) -> int:
@@ -130,6 +149,11 @@ class Sequence:
         while self.tokens[known - 1] == PENDING:
             known -= 1
         return min(self.num_computed, max(self.num_prompt, known - 1))
+
+    @property
+    def num_shareable(self) -> int:
+        """Leading tokens whose pages others may read: those that it read as a prompt, written and known."""
+        return self.num_written if self.shares_outputs else min(self.num_computed, self.num_prompt)
 
     @property
     def has_pending(self) -> bool:

@@ -46,7 +46,7 @@ class DeviceState:
     """Pools, page tables and per-row state of ``max_num_seqs`` rows and one spare row for padding.
 
     Attributes:
-        tables: physical page ids by row and logical index.
+        tables: physical page ids by row and logical index, the tables of the cache groups side by side.
         last_tokens: the newest token of each row, the next decode step's input.
         sampling: sampling parameters and output counts of each row; its ``step`` is filled in by the step.
         policy: what each row reads of its pages; None where every row reads all.
@@ -90,10 +90,10 @@ class DeviceState:
         )
 
     def cut(
-        self, evictor: Evictor, row: Array, length: Array, kept: Array, at: Array, new_pages: Int[Array, " C"]
+        self, evictor: Evictor, row: Array, length: Array, kept: Array, at: Array, new_pages: Int[Array, "Gr C"]
     ) -> DeviceState:
-        """Cuts the cache of one row, whose table still lists its old pages; see `Evictor.evict`."""
-        kv = evictor.evict(self.kv, self.keep, row, self.tables[row], length, kept, at, new_pages)
+        """Cuts the cache of one row, whose tables still list its old pages; see `Evictor.evict`."""
+        kv = evictor.evict(self.kv, self.keep, row, self.tables_of(row), length, kept, at, new_pages)
         return replace(self, kv=kv.without_row(row))
 
     def after_step(self, rows: Int[Array, " R"], handed: Handed | None) -> tuple[DeviceState, Reads | None]:
@@ -105,6 +105,11 @@ class DeviceState:
             return self, Reads(handed.tiles, handed.capped)
         policy, more = self.policy.guarded(rows, handed.recall, selector.width)
         return replace(self, policy=policy), Reads(handed.tiles, handed.capped, handed.recall, more)
+
+    def tables_of(self, rows: Int[Array, "*B"]) -> Int[Array, "*B Gr S"]:
+        """Page tables of rows in each cache group."""
+        tables = self.tables[rows]
+        return tables.reshape(*rows.shape, len(self.kv.groups), -1)
 
     def with_tables(self, tables: Int[Array, "B S"]) -> DeviceState:
         return replace(self, tables=tables)
@@ -126,13 +131,13 @@ class DeviceState:
         sampling = self.sampling
         return replace(self, sampling=replace(sampling, allowed=sampling.allowed.at[rows].set(masks)))
 
-    def copy_pages(self, source: Int[Array, " C"], target: Int[Array, " C"]) -> DeviceState:
+    def copy_pages(self, source: Int[Array, "Gr C"], target: Int[Array, "Gr C"]) -> DeviceState:
         return replace(self, kv=self.kv.copy_pages(source, target))
 
 
 def initial_state(
     config: DecoderConfig,
-    group: CacheGroup,
+    groups: tuple[CacheGroup, ...],
     *,
     num_rows: int,
     table_width: int,
@@ -141,8 +146,11 @@ def initial_state(
     selector: Selector | None = None,
     evictor: Evictor | None = None,
 ) -> DeviceState:
-    """Zeroed pools and tables for `num_rows` rows plus the spare one; `sampling` has that many rows already."""
-    layouts = group.layouts
+    """Zeroed pools and tables for `num_rows` rows plus the spare one; `sampling` has that many rows already.
+
+    `groups` hold the layers in order; each row has a table of `table_width` pages in each of them.
+    """
+    layouts = [layout for group in groups for layout in group.layouts]
     pools = tuple(layout.zeros() for layout in layouts)
     bounds = tuple(None if selector is None else selector.initial_bounds(layout) for layout in layouts)
     observed = tuple(None if evictor is None else evictor.nothing_seen(num_rows + 1, layout) for layout in layouts)
@@ -150,14 +158,15 @@ def initial_state(
         None if selector is None or layout.latent else selector.initial_carried(num_rows + 1, layout)
         for layout in layouts
     )
-    coded = CodedKV if isinstance(group.layout, CodedLayout) else PagedKV
+    coded = CodedKV if isinstance(layouts[0], CodedLayout) else PagedKV
     kind = LatentKV if any(layout.latent for layout in layouts) else coded
     kv = kind(
-        pools, bounds, carried, observed, group, config.windows, config.attn_soft_cap, implementation, selector
-    )
+        pools, bounds, carried, observed, groups[0], config.windows, config.attn_soft_cap, implementation, selector,
+        deeper=groups[1:],
+    )  # fmt: skip
     return DeviceState(
         kv,
-        tables=jnp.zeros((num_rows + 1, table_width), jnp.int32),
+        tables=jnp.zeros((num_rows + 1, len(groups) * table_width), jnp.int32),
         last_tokens=jnp.zeros(num_rows + 1, jnp.int32),
         sampling=sampling,
         policy=None if selector is None else PolicyRows.neutral(num_rows + 1, config.num_layers),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
+from sparsejax.cache.group import CacheGroup
 from sparsejax.engine.core import EngineCore
 from sparsejax.engine.reads import recall_stats
 
@@ -10,11 +13,14 @@ def engine_stats(core: EngineCore) -> dict[str, int | float]:
     """Live pages and bytes, queue lengths and totals since start. Idle pages are free ones that the prefix cache uses
     until somebody needs them."""
     scheduler, runner = core.scheduler, core.runner
-    allocator = scheduler.allocator
-    group = runner.state.kv.group
+    allocators, groups = scheduler.allocators, runner.state.kv.groups
+    whole = CacheGroup.of_all(groups)
+    live = Counter()
+    for each, group in zip(allocators, groups, strict=True):
+        live.update({codec: each.num_live * size for codec, size in group.codec_bytes.items()})
 
     def read_bytes(which: str, queries: str = "decode_queries") -> int:
-        return group.read_bytes(core.counters[f"decode_tiles_{which}"], core.counters[queries])
+        return whole.read_bytes(core.counters[f"decode_tiles_{which}"], core.counters[queries])
 
     return {
         "num_running": len(scheduler.running),
@@ -39,12 +45,12 @@ def engine_stats(core: EngineCore) -> dict[str, int | float]:
         "budgets_widened": core.counters["budgets_widened"],
         "budgets_dropped": core.counters["budgets_dropped"],
         **recall_stats(core.counters),
-        "kv_live_pages": allocator.num_live,
-        "kv_free_pages": allocator.num_free,
-        "kv_idle_pages": allocator.num_idle,
-        "kv_live_bytes": allocator.num_live * group.page_bytes + len(scheduler.running) * group.row_bytes,
-        **{f"kv_codec_{codec}_bytes": allocator.num_live * size for codec, size in group.codec_bytes.items()},
-        "kv_page_bytes": group.page_bytes,
+        "kv_live_pages": sum(each.num_live for each in allocators),
+        "kv_free_pages": sum(each.num_free for each in allocators),
+        "kv_idle_pages": sum(each.num_idle for each in allocators),
+        "kv_live_bytes": sum(live.values()) + len(scheduler.running) * whole.row_bytes,
+        **{f"kv_codec_{codec}_bytes": size for codec, size in live.items()},
+        "kv_page_bytes": whole.page_bytes,
         **(core.tiers.stats() if core.tiers else {}),
         "compiles": runner.programs.num_compiles,
         "compiles_after_warmup": runner.programs.num_compiles - runner.programs.num_warm,

@@ -67,12 +67,14 @@ class StepShape:
     Attributes:
         spare_row: the row of the device state that padding reads and writes (= max_num_seqs).
         max_entries: page-table entries one upload can carry.
+        num_groups: cache groups, each with page tables and shifts of its own.
     """
 
     decoder: Decoder
     page_size: int
     spare_row: int
     max_entries: int
+    num_groups: int = 1
 
     def packing(self, key: StepKey) -> Packing:
         """Fields of the upload of program `key`. Unused rows name the spare row."""
@@ -84,7 +86,7 @@ class StepShape:
             ("rows", rows),
             ("tokens", rows),
             ("positions", rows),
-            ("shifts", rows),
+            ("shifts", (self.num_groups, key.rows)),
             ("steps", rows),
         ]
         if key.chunk:
@@ -93,7 +95,7 @@ class StepShape:
                 ("chunk_tokens", chunk),
                 ("chunk_rows", rows),
                 ("chunk_starts", rows),
-                ("chunk_shifts", rows),
+                ("chunk_shifts", (self.num_groups, key.rows)),
                 ("query_starts", (key.rows + 1,)),
                 ("sample_rows", rows),
                 ("sample_index", rows),
@@ -144,28 +146,33 @@ class StepShape:
         owner = jnp.minimum(owner, key.rows - 1)
         live = index < starts[-1]
         positions = jnp.where(live, fields["chunk_starts"][owner] + index - starts[owner], 0)
-        tables = state.tables[fields["chunk_rows"]]
-        pages, offsets = self._slots(tables[owner], positions - fields["chunk_shifts"][owner], live)
-        counts = starts[1:] - starts[:-1]
-        lengths = jnp.where(counts > 0, fields["chunk_starts"] - fields["chunk_shifts"] + counts, 0)
+        all_tables, counts = state.tables_of(fields["chunk_rows"]), starts[1:] - starts[:-1]
         observe = decode.observe
         if observe is not None:
             chunk_rows = fields["chunk_rows"]
             chunks = state.keep.observe(chunk_rows, chunk_rows[owner], positions, live, state.num_observed)
             observe = observe.with_chunks(chunks)
-        batch = StepBatch(
-            tokens=jnp.concatenate([decode.tokens, fields["chunk_tokens"]]),
-            positions=jnp.concatenate([decode.positions, positions]),
-            page_ids=jnp.concatenate([decode.page_ids, pages]),
-            offsets=jnp.concatenate([decode.offsets, offsets]),
-            decode=decode.decode,
-            prefill=Rows(tables, lengths, starts),
-            rows=rows,
-            chunk_rows=fields["chunk_rows"],
-            policy=decode.policy,
-            observe=observe,
-            compressor=decode.compressor,
-        )
+        batches = []
+        for group in range(self.num_groups):
+            tables, shifts, its = all_tables[:, group], fields["chunk_shifts"][group], decode.of_group(group)
+            pages, offsets = self._slots(tables[owner], positions - shifts[owner], live)
+            lengths = jnp.where(counts > 0, fields["chunk_starts"] - shifts + counts, 0)
+            batches.append(
+                StepBatch(
+                    tokens=jnp.concatenate([its.tokens, fields["chunk_tokens"]]),
+                    positions=jnp.concatenate([its.positions, positions]),
+                    page_ids=jnp.concatenate([its.page_ids, pages]),
+                    offsets=jnp.concatenate([its.offsets, offsets]),
+                    decode=its.decode,
+                    prefill=Rows(tables, lengths, starts),
+                    rows=rows,
+                    chunk_rows=fields["chunk_rows"],
+                    policy=its.policy,
+                    observe=observe,
+                    compressor=its.compressor,
+                )
+            )
+        batch = replace(batches[0], deeper=tuple(batches[1:]))
         batch = state.kv.planned(batch)
         hidden, kv = self.decoder.apply({"params": params}, batch, state.kv)
         kv, handed = kv.end_step()
@@ -191,22 +198,16 @@ class StepShape:
     def _decode_batch(
         self, state: DeviceState, params: Any, rows, tokens, positions, shifts, live
     ) -> StepBatch:
-        tables = state.tables[rows]
-        pages, offsets = self._slots(tables, positions - shifts, live)
-        lengths = jnp.where(live, positions - shifts + 1, 0)
+        all_tables, batches = state.tables_of(rows), []
         policy = None if state.policy is None else state.policy.at(rows)
         observe = None if state.keep is None else state.keep.observe(rows, rows, positions, live, state.num_observed)
-        return StepBatch(
-            tokens,
-            positions,
-            pages,
-            offsets,
-            Rows(tables, lengths),
-            rows=rows,
-            policy=policy,
-            observe=observe,
-            compressor=params.get(COMPRESSOR),
-        )
+        for group in range(self.num_groups):
+            slots = positions - shifts[group]
+            pages, offsets = self._slots(all_tables[:, group], slots, live)
+            held = Rows(all_tables[:, group], jnp.where(live, slots + 1, 0))
+            facts = dict(rows=rows, policy=policy, observe=observe, compressor=params.get(COMPRESSOR))
+            batches.append(StepBatch(tokens, positions, pages, offsets, held, **facts))
+        return replace(batches[0], deeper=tuple(batches[1:]))
 
     def _slots(self, tables: Int[Array, "T S"], slots: Int[Array, " T"], live) -> tuple[Array, Array]:
         """Page and offset of the slot of each token; padding goes to the dump page."""

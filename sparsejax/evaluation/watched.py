@@ -17,7 +17,7 @@ from sparsejax.cache.views import DensePages
 from sparsejax.evaluation import proxies
 from sparsejax.models.config import DecoderConfig
 from sparsejax.models.rope import rope_tables
-from sparsejax.sparsity.eviction import Keep
+from sparsejax.sparsity.eviction import Eviction, Keep, bands
 from sparsejax.sparsity.evictor import best_slots
 from sparsejax.sparsity.keep import SCORES, View
 from sparsejax.sparsity.keep_rows import KeepRows, pack_keep
@@ -74,11 +74,15 @@ class Recorded:
 
     def kept(self, keep: Keep) -> tuple[Bool[Array, "K T"], ...]:
         """Per layer and KV head, the tokens of the prompt that stay when it has been read."""
-        return tuple(self._kept(layer, keep) for layer in range(len(self.keys)))
+        layers = bands([keep], len(self.keys))
+        eviction = keep.eviction(len(self.keys[0]), layers)
+        budgets = [None] * len(self.keys)
+        if eviction is not None:
+            budgets = [kept for kept, count in zip(eviction.kept, layers, strict=True) for _ in range(count)]
+        return tuple(self._kept(layer, keep, eviction, kept) for layer, kept in enumerate(budgets))
 
-    def _kept(self, layer: int, keep: Keep) -> Bool[Array, "K T"]:
+    def _kept(self, layer: int, keep: Keep, eviction: Eviction | None, kept: int | None) -> Bool[Array, "K T"]:
         tokens, heads = self.keys[layer].shape[:2]
-        eviction = keep.eviction(tokens)
         if eviction is None or eviction.at > tokens:
             return jnp.ones((heads, tokens), bool)
         rows = KeepRows(**{name: jnp.asarray(value)[None] for name, value in pack_keep(keep, 0, eviction).items()})
@@ -89,10 +93,10 @@ class Recorded:
             self.queries[layer][jnp.maximum(positions, 0)], positions, None, jnp.array(tokens),
             keep.pool, lambda at: rope_tables(model.rope, model.head_dim, at), {"soft_cap": model.attn_soft_cap},
         )  # fmt: skip
-        length, stay = jnp.array(tokens), jnp.array(eviction.kept)
+        length, stay = jnp.array(tokens), jnp.array(kept)
         scores = (keep.method if callable(keep.method) else SCORES[keep.method])(view)
         slots = jnp.broadcast_to(scores, (heads, self.shape.num_pages * self.shape.layout.page_size))
-        best = best_slots(slots, length, stay, rows.sink[0], rows.recent[0], eviction.kept)
+        best = best_slots(slots, length, stay, rows.sink[0], rows.recent[0], kept)
         return jnp.zeros((heads, tokens), bool).at[jnp.arange(heads)[:, None], best].set(True, mode="drop")
 
 

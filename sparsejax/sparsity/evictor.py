@@ -13,7 +13,7 @@ from sparsejax.cache.layout import CodedLayout, DenseLayout
 from sparsejax.cache.paged import PagedKV
 from sparsejax.models.config import DecoderConfig
 from sparsejax.models.rope import rope_tables
-from sparsejax.sparsity.eviction import Keep
+from sparsejax.sparsity.eviction import Keep, bands
 from sparsejax.sparsity.keep import SCORES, View
 from sparsejax.sparsity.keep_rows import KeepRows
 from sparsejax.sparsity.seen import Seen
@@ -42,7 +42,8 @@ class Evictor:
         evicting = [keep for keep in keeps if keep.method != "all"]
         if not evicting:
             return None
-        most = min(max(keep.kept(max_model_len) for keep in evicting), max_model_len)
+        layers = bands(keeps, model.num_layers)
+        most = min(max(keep.most_kept(max_model_len, layers) for keep in evicting), max_model_len)
         methods = tuple(dict.fromkeys(keep.compiled for keep in evicting))
         observed = max((keep.window for keep in evicting if keep.observes in ("last", "spread")), default=0)
         counts = any(keep.observes == "all" for keep in evicting)
@@ -61,21 +62,22 @@ class Evictor:
         kv: PagedKV,
         rows: KeepRows,
         row: Int[Array, ""],
-        page_ids: Int[Array, " S"],
-        length: Int[Array, ""],
-        kept: Int[Array, ""],
+        page_ids: Int[Array, "Gr S"],
+        length: Int[Array, " Gr"],
+        kept: Int[Array, " Gr"],
         at: Int[Array, ""],
-        new_pages: Int[Array, " C"],
+        new_pages: Int[Array, "Gr C"],
     ) -> PagedKV:
         """Copies the `kept` best of `length` tokens of one row to `new_pages`, per layer and KV head, in order.
 
         Args:
-            page_ids: the row's pages; `at`: its tokens computed so far, evicted ones included.
+            page_ids: the row's pages in each cache group; `at`: its tokens computed so far, evicted ones included.
             new_pages: pages for the tokens that stay; page 0 fills the rest.
         """
+        groups = [(page_ids[g], length[g], kept[g], new_pages[g]) for g in range(len(kv.groups))]
         its, positions = rows.at(row), rows.positions(row, at, self.num_observed)
         for layer in range(len(kv.pools)):
-            seen = kv.observed[layer]
+            seen, (page_ids, length, kept, new_pages) = kv.observed[layer], groups[kv.group_of(layer)]
             queries = jnp.zeros((0, self.model.num_heads, self.model.head_dim))
             pools, ids = kv.plain_pages(layer, row, page_ids, length)
             view = View(

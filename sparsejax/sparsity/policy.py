@@ -249,6 +249,7 @@ PRESETS: dict[str, SparsityConfig] = {
     "turbo": SparsityConfig(select="quest", filter_layers="auto", interval=4),
     "streaming": SparsityConfig(Keep("streaming", interval=256)),
     "snapkv": SparsityConfig(Keep("snapkv")),
+    "pyramidkv": SparsityConfig(Keep("snapkv", beta=20.0)),
     "keydiff": SparsityConfig(Keep("keydiff")),
     "expected_attention": SparsityConfig(Keep("expected_attention", window=64)),
     "rkv": SparsityConfig(Keep("rkv")),

@@ -96,6 +96,11 @@ def refusals(config: SparsityConfig) -> list[str]:
         reasons.append(f"recall_every={config.recall_every}: select={name} reads all; leave it out.")
     if config.recall_floor and not config.recall_every:
         reasons.append(f"recall_floor={config.recall_floor}: recall is not measured; give recall_every.")
+    if config.keep.beta > 1 and config.filter_layers is not None:
+        reasons.append(
+            f"filter_layers={config.filter_layers!r}: lists of pages pass from layer to layer, but with "
+            f"beta={config.keep.beta:g} layers hold different numbers of pages; leave one of them out."
+        )
     if config.dense_layers and config.filter_layers is not None:
         reasons.append(
             f"dense_layers={config.dense_layers}: layers before the first filter layer read everything; leave it at 0 "

@@ -7,13 +7,14 @@ import itertools
 import numpy as np
 
 from sparsejax.cache.allocator import PageAllocator
-from sparsejax.cache.prefix import PrefixCache
+from sparsejax.cache.prefix import CachedPage, PrefixCache
 from sparsejax.cache.tiers.store import TieredStore
 from sparsejax.engine.core import EngineCore
 from sparsejax.engine.params import SamplingParams
+from sparsejax.engine.plan import StepPlan
 from sparsejax.engine.policies import Policies
 from sparsejax.engine.runner import Results
-from sparsejax.engine.scheduler import Limits, StepPlan
+from sparsejax.engine.scheduler import Limits
 from sparsejax.engine.sequence import Sequence
 from sparsejax.engine.tiers import PageTiers
 from sparsejax.sparsity.policy import declared
@@ -23,6 +24,11 @@ EVICTING = (
     {"preset": "keydiff", "budget": 0.3, "recent": 3},
     {"preset": "keydiff", "budget": 20, "recent": 1, "sink": 0},
     {"preset": "rkv", "budget": 12, "recent": 2, "window": 4, "interval": 6},
+)
+
+PYRAMIDS = (
+    {"preset": "keydiff", "budget": 0.4, "recent": 1, "sink": 0, "beta": 5},
+    {"preset": "rkv", "budget": 14, "recent": 2, "window": 4, "interval": 6, "beta": 3},
 )
 
 
@@ -51,19 +57,13 @@ class FakeRunner:
 
     vocab_size = VOCAB
 
-    def __init__(self, limits: Limits, allocator: PageAllocator, cache: PrefixCache):
-        self.limits, self.allocator, self.cache = limits, allocator, cache
-        self.sealed: set[tuple[int, bytes]] = set()
-        self.tables: dict[tuple[int, int], int] = {}
-        self.memory: dict[tuple[int, int], int] = {}
+    def __init__(self, limits: Limits, allocators: tuple[PageAllocator, ...], cache: PrefixCache):
+        self.limits, self.allocators, self.cache = limits, allocators, cache
+        self.sealed: list[CachedPage] = []  # as objects: a page may be forgotten and cached anew between two steps
+        self.tables: dict[tuple[int, int, int], int] = {}
+        self.memory: dict[tuple[int, int, int], int] = {}
         self.last: dict[int, int] = {}
-        self.history: dict[int, list[int]] = {}
-        self._on_take, allocator.on_take = allocator.on_take, self._taken
-
-    def _taken(self, pages: list[int]) -> None:
-        """Pages leave the cache: whoever has them now may write."""
-        self.sealed = {(page, hash) for page, hash in self.sealed if page not in pages}
-        self._on_take(pages)
+        self.history: dict[int, list[list[int]]] = {}
 
     def admit(self, row: int, values: dict, policy: None, keep: dict | None) -> None:
         pass
@@ -72,26 +72,28 @@ class FakeRunner:
         """Moves the last tokens of each cache, after a look at all of them: none may have been written over."""
         size = self.limits.page_size
         for cut in plan.evictions:
-            old = [self.memory[self._slot(cut.row, slot)] for slot in range(cut.length)]
-            assert cut.kept < cut.length and old == self.history[cut.row][-cut.length :]
-            for slot, state in enumerate(old[-cut.kept :]):
-                self.memory[cut.new_pages[slot // size], slot % size] = state
-            del self.history[cut.row][: -cut.kept]
+            for group, (length, kept, pages) in enumerate(zip(cut.lengths, cut.kept, cut.new_pages, strict=True)):
+                old = [self.memory[self._slot(cut.row, group, slot)] for slot in range(length)]
+                assert kept <= length and old == self.history[cut.row][group][-length:]
+                for slot, state in enumerate(old[-kept:]):
+                    self.memory[group, pages[slot // size], slot % size] = state
+                del self.history[cut.row][group][:-kept]
         self.tables.update(plan.entries)
 
     def dispatch(self, plan: StepPlan, greedy: bool, prompt_logprobs: bool) -> np.ndarray:
         self._check(plan)
-        self.cached = {page.page: page.hash for page in self.cache}
+        self.cached = {page.page: page for page in self.cache}
         for sequence in plan.admitted:
             start = sequence.num_computed - sum(chunk.count for chunk in plan.chunks if chunk.sequence is sequence)
             start -= plan.num_steps * (sequence in plan.decode)
             states = itertools.accumulate(sequence.tokens[:start], chain, initial=0)
-            self.history[sequence.row] = list(states)[1:]
+            states = list(states)[1:]
+            self.history[sequence.row] = [states[:] for _ in self.allocators]
         self.cut_caches(plan)
-        for source, target in plan.copies:
+        for group, source, target in plan.copies:
             for offset in range(self.limits.page_size):
-                if (source, offset) in self.memory:
-                    self.memory[target, offset] = self.memory[source, offset]
+                if (group, source, offset) in self.memory:
+                    self.memory[group, target, offset] = self.memory[group, source, offset]
         sampled = np.zeros((plan.num_steps, len(plan.outputs), 2), np.int32)
         for step, slot in itertools.product(range(plan.num_steps), range(len(plan.decode))):
             sequence = plan.decode[slot]
@@ -106,7 +108,7 @@ class FakeRunner:
             if chunk.samples:
                 sampled[0, slot, 0] = token
                 slot += 1
-        self.sealed = set(self.cached.items())
+        self.sealed = list(self.cached.values())
         return sampled
 
     def read(self, outputs: np.ndarray) -> Results:
@@ -117,21 +119,25 @@ class FakeRunner:
 
     def _compute(self, sequence: Sequence, at: int, token: int) -> int:
         assert token >= 0
-        row, slot = sequence.row, at - sequence.shift
         assert at != sequence.evict_at, "an eviction was due"
-        previous = self.memory[self._slot(row, slot - 1)] if at else 0
-        state = chain(previous, token)
-        page, offset = self._slot(row, slot)
-        cached = self.cached.get(page)
-        assert self.allocator.references(page) == 1 + (cached is not None), "a shared page was written"
-        assert (page, cached) not in self.sealed, "a published page was written"
-        self.memory[page, offset] = state
-        self.history[row].append(state)
-        self.last[row] = next_token(state)
+        row = sequence.row
+        for group, (allocator, shift) in enumerate(zip(self.allocators, sequence.shifts, strict=True)):
+            slot = at - shift
+            previous = self.memory[self._slot(row, group, slot - 1)] if at else 0
+            state = chain(previous, token)
+            _, page, offset = self._slot(row, group, slot)
+            cached = None if group else self.cached.get(page)
+            assert allocator.references(page) == 1 + (cached is not None), "a shared page was written"
+            assert cached is None or not any(one is cached for one in self.sealed), "a published page was written"
+            self.memory[group, page, offset] = state
+            self.history[row][group].append(state)
+            assert not group or self.last[row] == next_token(state), "groups hold the same tokens"
+            self.last[row] = next_token(state)
         return self.last[row]
 
-    def _slot(self, row: int, slot: int) -> tuple[int, int]:
-        return self.tables[row, slot // self.limits.page_size], slot % self.limits.page_size
+    def _slot(self, row: int, group: int, slot: int) -> tuple[int, int, int]:
+        size = self.limits.page_size
+        return group, self.tables[row, group, slot // size], slot % size
 
     def _check(self, plan: StepPlan) -> None:
         rows = [s.row for s in plan.decode] + [chunk.sequence.row for chunk in plan.chunks]
@@ -150,12 +156,12 @@ class FakeTransfers:
 
     def begin_save(self, page_ids: list[int]) -> FakeTransfers.Saved:
         size = self._runner.limits.page_size
-        pages = [np.array([self._runner.memory[page, at] for at in range(size)]).view(np.uint8) for page in page_ids]
+        pages = [np.array([self._runner.memory[0, page, at] for at in range(size)]).view(np.uint8) for page in page_ids]
         return self.Saved(pages)
 
     def load(self, page_ids: list[int], payloads: list[np.ndarray]) -> None:
         for page, payload in zip(page_ids, payloads, strict=True):
-            self._runner.memory.update({(page, at): int(state) for at, state in enumerate(payload.view(int))})
+            self._runner.memory.update({(0, page, at): int(state) for at, state in enumerate(payload.view(int))})
 
     class Saved:
         def __init__(self, pages: list[np.ndarray]):
@@ -167,18 +173,19 @@ class FakeTransfers:
 
 def check_pages(core: EngineCore) -> None:
     """Free pages and live ones make the pool; every live page is counted once per reader."""
-    allocator, scheduler = core.scheduler.allocator, core.scheduler
-    readers = np.zeros(allocator.num_pages, int)
-    for sequence in [*scheduler.running, *scheduler.waiting]:
-        np.add.at(readers, sequence.pages, 1)
-    live = int((readers > 0).sum())
-    cached = list(scheduler.prefixes.cache)
-    np.add.at(readers, [page.page for page in cached], 1)
-    assert len({page.page for page in cached}) == len(cached)
-    held = [allocator.references(page) for page in range(allocator.num_pages)]
-    assert held == readers.tolist()
-    assert allocator.num_free + allocator.num_live == allocator.capacity
-    assert allocator.num_live == live
+    scheduler = core.scheduler
+    for group, allocator in enumerate(scheduler.allocators):
+        readers = np.zeros(allocator.num_pages, int)
+        for sequence in [*scheduler.running, *scheduler.waiting]:
+            np.add.at(readers, sequence.tables[group], 1)
+        live = int((readers > 0).sum())
+        cached = [] if group else list(scheduler.prefixes.cache)
+        np.add.at(readers, [page.page for page in cached], 1)
+        assert len({page.page for page in cached}) == len(cached)
+        held = [allocator.references(page) for page in range(allocator.num_pages)]
+        assert held == readers.tolist()
+        assert allocator.num_free + allocator.num_live == allocator.capacity
+        assert allocator.num_live == live
 
 
 def make_core(
@@ -188,23 +195,28 @@ def make_core(
     page_size: int = 4,
     steps: int = 1,
     share_whole_pages: bool = False,
+    deeper: tuple[int, ...] = (),
     store: TieredStore | None = None,
+    **caching: bool,
 ):
+    """A core whose further cache groups have `deeper` pages."""
     limits = Limits(max_num_seqs, budget, budget - max_num_seqs, page_size, steps, share_whole_pages)
-    allocator = PageAllocator(num_pages)
-    cache = PrefixCache(allocator, page_size)
-    runner = FakeRunner(limits, allocator, cache)
+    allocators = tuple(map(PageAllocator, (num_pages, *deeper)))
+    cache = PrefixCache(allocators[0], page_size)
+    policies = declared(("dense", *EVICTING, *(PYRAMIDS if deeper else ())))
+    runner = FakeRunner(limits, allocators, cache)
     return EngineCore(
         runner,
-        allocator,
+        allocators,
         limits,
         max_model_len=120,
         eos_ids=(0,),
         tokenizer=None,
         seed=0,
-        policies=Policies(declared(("dense", *EVICTING)), None, 1, 120),
+        policies=Policies(policies, None, len(allocators), 120),
         cache=cache,
         tiers=None if store is None else PageTiers(FakeTransfers(runner), store),
+        **{"prefix_caching": not deeper, **caching},
     )
 
 

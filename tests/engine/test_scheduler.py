@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from sparsejax.engine.params import SamplingParams
 from sparsejax.engine.prompts import Prompt
 from sparsejax.errors import CapacityError, RequestError
-from tests.engine.fake import EVICTING, VOCAB, check_pages, expected, greedy, make_core
+from tests.engine.fake import EVICTING, PYRAMIDS, VOCAB, check_pages, expected, greedy, make_core
 
 
 class Traffic:
@@ -32,7 +32,8 @@ class Traffic:
         try:
             self.core.add(request_id, Prompt(None, prompt), params, priority)
         except CapacityError:
-            size, capacity = self.core.scheduler.limits.page_size, self.core.scheduler.allocator.capacity
+            size = self.core.scheduler.limits.page_size
+            capacity = min(allocator.capacity for allocator in self.core.scheduler.allocators)
             assert len(prompt) + max_tokens > (capacity - 1) * size or sparsity
             return
         self.wanted[request_id] = (prompt, params)
@@ -63,16 +64,18 @@ class Traffic:
             self.step()
         assert not self.core.has_unfinished
         check_pages(self.core)
-        assert self.core.scheduler.allocator.num_live == 0
+        assert all(allocator.num_live == 0 for allocator in self.core.scheduler.allocators)
 
 
 prompts = st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=60)
 
 
 class TrafficMachine(RuleBasedStateMachine):
+    deeper, policies = (), EVICTING
+
     def __init__(self):
         super().__init__()
-        self.traffic = Traffic(num_pages=24, steps=3)
+        self.traffic = Traffic(num_pages=24, steps=3, deeper=self.deeper)
 
     @rule(
         prompt=prompts,
@@ -80,9 +83,10 @@ class TrafficMachine(RuleBasedStateMachine):
         n=st.integers(1, 3),
         priority=st.integers(0, 2),
         stop=st.booleans(),
-        sparsity=st.sampled_from([None, None, *EVICTING]),
+        place=st.integers(-2, 9),
     )
-    def add(self, prompt, max_tokens, n, priority, stop, sparsity):
+    def add(self, prompt, max_tokens, n, priority, stop, place):
+        sparsity = None if place < 0 else self.policies[place % len(self.policies)]
         self.traffic.add(prompt, max_tokens, n, priority, stop, sparsity)
 
     @rule(count=st.integers(1, 6))
@@ -103,6 +107,14 @@ class TrafficMachine(RuleBasedStateMachine):
         self.traffic.finish()
 
 
+class PyramidMachine(TrafficMachine):
+    """Three cache groups, each with pages of its own, whose budgets differ."""
+
+    deeper, policies = (21, 18), (*EVICTING, *PYRAMIDS)
+
+
+TestPyramids = PyramidMachine.TestCase
+TestPyramids.settings = settings(max_examples=30, stateful_step_count=40, deadline=None)
 TestTraffic = TrafficMachine.TestCase
 TestTraffic.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 

@@ -123,3 +123,16 @@ def test_the_image_copies_what_the_package_needs():
     for line in re.findall(r"^COPY (.+) \S+$", text, re.M):
         assert all((root / name).exists() for name in line.split()), line
     assert 'ENTRYPOINT ["sparsejax"]' in text and "USER 10001" in text
+
+
+@pytest.mark.clients
+@pytest.mark.parametrize("version", ["1.31", "1.37"])
+def test_manifests_fit_the_schemas_of_kubernetes(version):
+    """Against the API's own JSON schemas, which the package brings along; fields nobody knows are errors."""
+    kubernetes = pytest.importorskip("kubernetes_validate", reason="it is in the extra clients: make test-clients")
+    for one in OBJECTS:
+        kubernetes.validate(one, version, strict=True)
+    spoiled = json.loads(json.dumps(DEPLOYMENTS["sparsejax"]))
+    spoiled["spec"]["template"]["spec"]["containers"][0]["port"] = 1
+    with pytest.raises(kubernetes.ValidationError):
+        kubernetes.validate(spoiled, version, strict=True)

@@ -91,6 +91,8 @@ def test_a_shared_prefix_goes_to_the_replica_that_holds_it(client):
         where.setdefault(index, []).append(answer.headers["x-replica"])
     assert all(len(set(seen)) == 1 for seen in where.values()), where
     assert len({seen[0] for seen in where.values()}) == 2
+    hits, tokens = counter(client, "vllm:prefix_cache_hits_total"), counter(client, "vllm:prefix_cache_queries_total")
+    assert all(hits[replica] > 0.6 * tokens[replica] for replica in hits)  # three of four readings were cached
 
 
 def test_answers_are_those_of_one_engine(client):

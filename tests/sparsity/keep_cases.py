@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
 from sparsejax.models.config import DecoderConfig
 from sparsejax.sparsity.eviction import Eviction, Keep
+from sparsejax.sparsity.evictor import Evictor
 from sparsejax.sparsity.keep_rows import KeepRows, pack_keep
 
 P, ROWS, ROW, DIM = 16, 3, 1, 16
 LAYERS = 2
+METHODS = ("snapkv", "keydiff", "expected_attention", "rkv")
 
 
 def model(heads: int, kv_heads: int) -> DecoderConfig:
@@ -20,6 +24,13 @@ def model(heads: int, kv_heads: int) -> DecoderConfig:
     )  # fmt: skip
 
 
-def rows_with(keep: Keep, eviction: Eviction) -> KeepRows:
-    values = jax.tree.map(jnp.asarray, pack_keep(keep, 1, eviction))
+def rows_with(keep: Keep, eviction: Eviction, method: int = 0) -> KeepRows:
+    """Rows of which one evicts, by the method of this index."""
+    values = jax.tree.map(jnp.asarray, pack_keep(keep, method, eviction))
     return KeepRows.neutral(ROWS).with_row(jnp.int32(ROW), values)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def evict(evictor: Evictor, *args):
+    """One program for all methods, as an engine has it."""
+    return evictor.evict(*args)

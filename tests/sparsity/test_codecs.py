@@ -137,4 +137,4 @@ def test_a_request_cannot_choose_another_codec(engine, bad):
     with pytest.raises(RequestError, match="no eviction, not by snapkv"):
         engine.generate([1, 2], SamplingParams(sparsity="snapkv"))
     own = engine.core.runner.state.kv.group.layout.sealed.codec
-    engine.generate([1, 2], SamplingParams(sparsity={"preset": "quest", "codec": own}, max_tokens=2))
+    engine.generate([1, 2], dataclasses.replace(GREEDY, sparsity={"preset": "quest", "codec": own}))

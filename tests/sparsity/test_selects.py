@@ -79,7 +79,7 @@ def test_a_budget_that_covers_the_sequence_is_dense(engine, dense, name):
             [entry[token].logprob for token, entry in zip(out.token_ids, out.logprobs, strict=True)]
             for out in (ours, theirs)
         )
-        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+        np.testing.assert_allclose(ours, theirs, atol=3e-5)
 
 
 def test_every_policy_gives_in_any_batch_what_it_gives_alone(engine, alone):
@@ -164,7 +164,7 @@ def test_undeclared_and_unknown_policies_are_refused():
             with pytest.raises(RequestError, match=message) as caught:
                 engine.generate([1, 2], SamplingParams(sparsity=bad))
             assert caught.value.parameter == "sparsity"
-        engine.generate([1, 2], SamplingParams(sparsity="dense", max_tokens=2))
+        engine.generate([1, 2], dataclasses.replace(GREEDY, sparsity="dense"))
     for bad in (dict(budget=0), dict(budget=1.5), dict(sink=-1), dict(budgt=3), dict(recent=1.0)):
         with pytest.raises(ConfigError):
             SparsityConfig.preset("quest", **bad)

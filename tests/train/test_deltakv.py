@@ -28,7 +28,8 @@ from train.calibrate import refitted, widths
 from train.collect import Source, collect, load_layers
 from train.compressor import Settings, Trainer
 from train.history import CompressedHistory
-from train.pairs import mean_error, pair_error, principal, shapes
+from train.pairs import mean_error, pair_error, pairs_of, principal, shapes
+from train.sensitivity import FLOOR, Moved, sensitivities
 
 GRID = Grid(8, 4, references=4)
 SETTINGS = Settings(grid=GRID, latent=16, inner=8, layer_steps=30, model_steps=2, pages=8, rate=3e-3)
@@ -105,14 +106,51 @@ def test_a_stage_never_ends_worse_than_it_began(model, data, tmp_path: Path):
     assert errors["layers"] > 2 * errors["start"] >= 2 * errors["refit"]
     assert float(rows[-1]["divergence"]) > 2 * float(rows[-2]["divergence"])
     kept = {name: refitted(one, trainer.pairs[name], GRID) for name, one in start.items()}
-    error = mean_error(trainer.params, trainer.held, GRID, 16)
-    assert error == min(mean_error(one, trainer.held, GRID, 16) for one in (start, kept))
+    error = mean_error(trainer.params, trainer.held, GRID)
+    assert error == min(mean_error(one, trainer.held, GRID) for one in (start, kept))
 
 
 def test_refitting_lowers_the_error(model, data, trained: Trainer):
     pairs = trained.pairs["1"]
-    start = principal(pairs, 16, 8, 16, 0)
-    assert float(pair_error(refitted(start, pairs, GRID), pairs, GRID, 16)) < float(pair_error(start, pairs, GRID, 16))
+    start = principal(pairs, 16, 8, 0)
+    assert float(pair_error(refitted(start, pairs, GRID), pairs, GRID)) < float(pair_error(start, pairs, GRID))
+
+
+def test_sensitivity_predicts_how_far_answers_move(model, data):
+    """The divergence under small random errors of every token is half their size in the metric, on average."""
+    tokens = data[0][:1]
+    n, rows = tokens.shape[1], 24
+    metric = sensitivities(model, np.repeat(tokens, rows, axis=0), (1,), 1)["1"][0]
+    decoder = Decoder(model.config, model.dtype)
+
+    @jax.jit
+    def divergence(noise: jax.Array) -> jax.Array:
+        def read(offsets: jax.Array) -> jax.Array:
+            both = jnp.zeros_like(offsets), offsets
+            kept = hidden(model, Moved(DenseCausal.of(model.config), both), tokens[0])
+            return jax.nn.log_softmax(decoder.apply({"params": model.params}, kept, method="logits"))
+
+        dense, found = read(jnp.zeros_like(noise)), read(noise)
+        return (jnp.exp(dense) * (dense - found)).sum()
+
+    errors = 0.02 * np.random.default_rng(0).standard_normal((rows, n, 2, 2, 16)).astype(np.float32)
+    apart = np.mean([divergence(jnp.asarray(one)) for one in errors])
+    x = errors.reshape(rows * n, -1)
+    predicted = 0.5 * n * np.einsum("tw,wx,tx->t", x, metric, x).mean()
+    assert 0.6 < apart / predicted < 1.6
+
+
+def test_components_in_a_metric_are_the_best_in_it(model, data):
+    rng = np.random.default_rng(0)
+    metric = rng.standard_normal((1, 64, 64)) * np.geomspace(1, 30, 64)
+    metric = jnp.asarray(metric @ metric.swapaxes(1, 2), jnp.float32)
+    exact = dataclasses.replace(GRID, latents="none")
+    weighted, plain = pairs_of(data[2][1], GRID, 1, metric), pairs_of(data[2][1], GRID, 1)
+    whole = metric * 64 / jnp.trace(metric[0]) + FLOOR * jnp.eye(64)
+    np.testing.assert_allclose(weighted.root @ weighted.root, whole, atol=1e-3)
+    best, other = principal(weighted, 16, 8, 0), principal(plain, 16, 8, 0)
+    assert pair_error(best, weighted, exact) < 0.9 * pair_error(refitted(other, plain, exact), weighted, exact)
+    assert pair_error(other, plain, exact) < pair_error(refitted(best, weighted, exact), plain, exact)
 
 
 def test_resumed_is_uninterrupted(model, data, trained: Trainer, tmp_path: Path):
