@@ -27,8 +27,9 @@ sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
 from suite import bare, records, report, supervisor  # noqa: E402
 
-STAGES = ("numerics", "attention", "decode_step")
-TOTAL_SECONDS = 6.5 * 60  # the peer that follows may take another minute and a half
+# Each stage, and the share of the time after which none of its cases starts, so that the next ones have their turn.
+STAGES = {"numerics": 0.5, "attention": 0.9, "decode_step": 1.0}
+TOTAL_SECONDS = 6 * 60  # a case in progress may take 20 seconds more, the peer that follows another minute and a half
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -62,7 +63,8 @@ def _work(options: argparse.Namespace) -> int:
         "decode_step": lambda: decode_step.cases(options.tiny),
     }
     for stage in options.stages:
-        records.run_cases(stage, stages[stage](), skip=set(options.skip), deadline=options.deadline, alive=clock.alive)
+        deadline = options.deadline - (1 - STAGES[stage]) * options.seconds
+        records.run_cases(stage, stages[stage](), skip=set(options.skip), deadline=deadline, alive=clock.alive)
     return 0
 
 
@@ -74,6 +76,7 @@ def _supervise(options: argparse.Namespace) -> int:
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", cache)
         os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "1")
         command = [sys.executable, __file__, "--worker", "--seed", str(seed), "--deadline", str(deadline)]
+        command += ["--seconds", str(options.seconds)]
         command += ["--stages", *options.stages] + ["--tiny"] * options.tiny
         found = supervisor.supervise(command, deadline=deadline, case_seconds=options.case_seconds, show=report.show)
     if "attention" in options.stages:
@@ -96,7 +99,7 @@ def _supervise(options: argparse.Namespace) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tiny", action="store_true", help="small cases that run on a CPU")
-    parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
+    parser.add_argument("--stages", nargs="+", choices=list(STAGES), default=list(STAGES))
     parser.add_argument("--seed", type=int, help="seed of the inputs; a new one if not given")
     parser.add_argument("--output", type=Path, help="JSON file; docs/results/gpu_suite_<device>.json if not given")
     parser.add_argument("--seconds", type=float, default=TOTAL_SECONDS, help="no case starts after so long")

@@ -69,6 +69,7 @@ def main() -> None:
     parser.add_argument("--layer-steps", type=int, default=200)
     parser.add_argument("--model-steps", type=int, default=0)
     parser.add_argument("--refit", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--sensitivity", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--cases", nargs="+", default=list(CASES))
     parser.add_argument("--eval-length", type=int, default=512)
     parser.add_argument("--samples", type=int, default=16)
@@ -86,6 +87,7 @@ def main() -> None:
         layer_steps=args.layer_steps,
         model_steps=args.model_steps,
         refit=args.refit,
+        sensitivity=args.sensitivity,
     )
     data = load_layers(out / "kv")
     start = Trainer(model, settings, out / "start", data).params

@@ -51,9 +51,9 @@ def policy_table(stored: Sequence[dict[str, Any]]) -> str:
         found = _cells(policy)
         right = (f"{found[cell]['right']} of {found[cell]['samples']}" for cell in cells)
         lost = ("", "") if policy is dense else _worst(found, cells)
-        kv = policy["kv"][-1]
-        held, read = kv["held_bytes"] / 1e6, (kv["read_bytes"] + kv.get("bounds_bytes", 0)) / 1e6
-        rows.append([policy["policy"], *right, *lost, f"{held:.2f}", f"{read:.2f}"])
+        kv = policy["kv"][-1] if policy["kv"] else None
+        held_read = (kv["held_bytes"], kv["read_bytes"] + kv.get("bounds_bytes", 0)) if kv else ()
+        rows.append([policy["policy"], *right, *lost, *([f"{number / 1e6:.2f}" for number in held_read] or ("-", "-"))])
     return markdown(rows)
 
 

@@ -89,6 +89,12 @@ def build_core(config: EngineConfig, model: LoadedModel | None = None, tokenizer
     groups = _sized_groups(_kv_budget(config, model), whole, keeps, max_model_len, config.max_num_seqs)
     selector = Selector.of(policies, config.page_size, model.config.num_kv_heads, max_model_len)
     _check_keeps(policies, model.config)
+    if len(groups) > 1 and (config.host_kv_bytes or config.disk_kv_bytes):
+        raise ConfigError(
+            f"host_kv_bytes={config.host_kv_bytes} and disk_kv_bytes={config.disk_kv_bytes}: pages go there through "
+            "the prefix cache, which an engine whose budgets fall with depth (beta above 1, as 'pyramidkv') has not. "
+            "Leave both at 0, or take keeps with beta=1."
+        )
     evictor = Evictor.of(keeps, model.config, config.page_size, max_model_len)
     allocators = tuple(PageAllocator(group.layout.num_pages) for group in groups)
     runner = Runner(model, groups, table, width, IMPLEMENTATIONS[config.backend], selector, evictor, compressor)

@@ -101,7 +101,7 @@ class PageTiers:
         """Pages that each tier holds, hits in pages, what went wrong, and what a page was measured to cost."""
         disk, counters = self.store.disk, self.store.counters
         stats = {
-            **{f"kv_page_{name}_seconds": seconds for name, seconds in self.costs.seconds.items()},
+            **{f"kv_page_{name}_seconds": seconds for name, seconds in self.costs.seconds.copy().items()},
             "kv_pages_saved": self.counters["saved"],
             "kv_pages_loaded": self.counters["loaded"],
             "kv_pages_passed": self.counters["passed"],

@@ -110,7 +110,7 @@ class Selector:
             return f"candidates in at most {self.blocks} blocks: declare as many candidates, or ask for fewer"
         if policy.recall_every and not self.samples:
             return f"selections whose recall nobody measures, not recall_every={policy.recall_every}"
-        if min(budget, self.longest) > self.width:
+        if self.width < budget < self.longest:  # a budget for the longest sequence needs no list
             return f"budgets of up to {self.width} pages of {self.page_size} tokens, not {budget} pages"
         return None
 

@@ -51,7 +51,7 @@ def test_copied_pages_are_copies_and_others_stay():
     arrays = [jax.random.normal(jax.random.key(i), group.layout.shape) for i in range(count)]
     pools = tuple(zip(arrays[::2], arrays[1::2], strict=True))
     kv = PagedKV(pools, nothing, nothing, nothing, group, nothing)
-    copied = kv.copy_pages(jnp.array([2, 0]), jnp.array([4, 0]))
+    copied = kv.copy_pages(jnp.array([[2, 0]]), jnp.array([[4, 0]]))
     for before, after in zip(arrays, jax.tree.leaves(copied.pools), strict=True):
         np.testing.assert_array_equal(after[4], before[2])
         np.testing.assert_array_equal(after[:4], before[:4])

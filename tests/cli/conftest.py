@@ -26,6 +26,9 @@ class EchoEngine:
     """Answers every prompt with its own text; remembers what it was asked."""
 
     max_model_len = 1024
+    config = SimpleNamespace(page_size=16)
+    group = SimpleNamespace(layers=(0, 1), layout=SimpleNamespace(num_kv_heads=1, head_dim=8, dtype="float32"))
+    core = SimpleNamespace(runner=SimpleNamespace(state=SimpleNamespace(kv=SimpleNamespace(group=group))))
 
     def __init__(self) -> None:
         self.tokenizer: Any = WordTokenizer()

@@ -7,7 +7,8 @@ import itertools
 import numpy as np
 
 from sparsejax.cache.allocator import PageAllocator
-from sparsejax.cache.prefix import PrefixCache
+from sparsejax.cache.prefix import CachedPage, PrefixCache
+from sparsejax.cache.tiers.store import TieredStore
 from sparsejax.engine.core import EngineCore
 from sparsejax.engine.params import SamplingParams
 from sparsejax.engine.plan import StepPlan
@@ -15,6 +16,7 @@ from sparsejax.engine.policies import Policies
 from sparsejax.engine.runner import Results
 from sparsejax.engine.scheduler import Limits
 from sparsejax.engine.sequence import Sequence
+from sparsejax.engine.tiers import PageTiers
 from sparsejax.sparsity.policy import declared
 
 VOCAB = 97
@@ -57,7 +59,7 @@ class FakeRunner:
 
     def __init__(self, limits: Limits, allocators: tuple[PageAllocator, ...], cache: PrefixCache):
         self.limits, self.allocators, self.cache = limits, allocators, cache
-        self.sealed: set[tuple[int, bytes]] = set()
+        self.sealed: list[CachedPage] = []  # as objects: a page may be forgotten and cached anew between two steps
         self.tables: dict[tuple[int, int, int], int] = {}
         self.memory: dict[tuple[int, int, int], int] = {}
         self.last: dict[int, int] = {}
@@ -80,7 +82,7 @@ class FakeRunner:
 
     def dispatch(self, plan: StepPlan, greedy: bool, prompt_logprobs: bool) -> np.ndarray:
         self._check(plan)
-        self.cached = {page.page: page.hash for page in self.cache}
+        self.cached = {page.page: page for page in self.cache}
         for sequence in plan.admitted:
             start = sequence.num_computed - sum(chunk.count for chunk in plan.chunks if chunk.sequence is sequence)
             start -= plan.num_steps * (sequence in plan.decode)
@@ -106,7 +108,7 @@ class FakeRunner:
             if chunk.samples:
                 sampled[0, slot, 0] = token
                 slot += 1
-        self.sealed = set(self.cached.items())
+        self.sealed = list(self.cached.values())
         return sampled
 
     def read(self, outputs: np.ndarray) -> Results:
@@ -126,7 +128,7 @@ class FakeRunner:
             _, page, offset = self._slot(row, group, slot)
             cached = None if group else self.cached.get(page)
             assert allocator.references(page) == 1 + (cached is not None), "a shared page was written"
-            assert (page, cached) not in self.sealed, "a published page was written"
+            assert cached is None or not any(one is cached for one in self.sealed), "a published page was written"
             self.memory[group, page, offset] = state
             self.history[row][group].append(state)
             assert not group or self.last[row] == next_token(state), "groups hold the same tokens"
@@ -144,6 +146,29 @@ class FakeRunner:
         assert sum(chunk.count for chunk in plan.chunks) <= self.limits.max_chunk
         assert len(plan.decode) + sum(chunk.count for chunk in plan.chunks) <= self.limits.max_num_batched_tokens
         assert plan.num_steps == 1 or not plan.chunks
+
+
+class FakeTransfers:
+    """Pages of a `FakeRunner` as bytes. A save is done at once: what steps write later must not show in it."""
+
+    def __init__(self, runner: FakeRunner):
+        self._runner = runner
+
+    def begin_save(self, page_ids: list[int]) -> FakeTransfers.Saved:
+        size = self._runner.limits.page_size
+        pages = [np.array([self._runner.memory[0, page, at] for at in range(size)]).view(np.uint8) for page in page_ids]
+        return self.Saved(pages)
+
+    def load(self, page_ids: list[int], payloads: list[np.ndarray]) -> None:
+        for page, payload in zip(page_ids, payloads, strict=True):
+            self._runner.memory.update({(0, page, at): int(state) for at, state in enumerate(payload.view(int))})
+
+    class Saved:
+        def __init__(self, pages: list[np.ndarray]):
+            self._pages = pages
+
+        def payloads(self) -> list[np.ndarray]:
+            return self._pages
 
 
 def check_pages(core: EngineCore) -> None:
@@ -171,6 +196,7 @@ def make_core(
     steps: int = 1,
     share_whole_pages: bool = False,
     deeper: tuple[int, ...] = (),
+    store: TieredStore | None = None,
     **caching: bool,
 ):
     """A core whose further cache groups have `deeper` pages."""
@@ -178,8 +204,9 @@ def make_core(
     allocators = tuple(map(PageAllocator, (num_pages, *deeper)))
     cache = PrefixCache(allocators[0], page_size)
     policies = declared(("dense", *EVICTING, *(PYRAMIDS if deeper else ())))
+    runner = FakeRunner(limits, allocators, cache)
     return EngineCore(
-        FakeRunner(limits, allocators, cache),
+        runner,
         allocators,
         limits,
         max_model_len=120,
@@ -188,6 +215,7 @@ def make_core(
         seed=0,
         policies=Policies(policies, None, len(allocators), 120),
         cache=cache,
+        tiers=None if store is None else PageTiers(FakeTransfers(runner), store),
         **{"prefix_caching": not deeper, **caching},
     )
 

@@ -30,7 +30,7 @@ def split(op: str, call: Call) -> tuple[Call, Call, Call]:
 
 def once(op: str, static: Call, updated: Call, others: Call) -> Call:
     """One call, its results under the names of what they replace."""
-    function = functools.partial(getattr(pallas_kernels, op), implementation="xla", **static)
+    function = functools.partial(getattr(pallas_kernels, op), **static)
     results = function(**updated, **others)
     results = results if isinstance(results, tuple) else (results,)
     return {name: result for name, result in zip(UPDATES[op], results, strict=True) if name in updated}
@@ -61,6 +61,7 @@ def copies(text: str, arrays: Call) -> list[str]:
 @each_case
 def test_no_pool_is_copied(op, codec, dtype, program):
     updated, others, static = split(op, Workload(dtype=dtype, codec=codec, **SIZES).calls()[op])
+    static["implementation"] = "xla"
     lowered = jax.jit(functools.partial(program, op, static), donate_argnums=0).lower(updated, others)
     compiled = lowered.compile()
     memory = compiled.memory_analysis()
@@ -78,6 +79,7 @@ def test_no_pool_is_copied_on_devices(op, codec, platform):
     assert reason is None, reason
     sizes = SIZES | {"kv_heads": 8, "heads": 32, "head_dim": 128}
     updated, others, static = split(op, Workload(codec=codec, platform=platform, **sizes).calls()[op])
+    static["implementation"] = (target.BACKEND, "xla")
     for program in (once, in_a_loop):
         report: Report = target.compile(
             functools.partial(program, op, static), (updated, others), target.TARGETS[0], donate=(0,)

@@ -17,6 +17,7 @@ from pallas_kernels import (
     paged_decode_attention,
     paged_prefill_attention,
     quantized_decode_attention,
+    quantized_prefill_attention,
 )
 from pallas_kernels.attention_mass import mosaic_tpu
 from pallas_kernels.mosaic_tpu import attention, mass, stream, work
@@ -24,6 +25,7 @@ from pallas_kernels.mosaic_tpu import attention, mass, stream, work
 from . import oracle, sparse_oracle
 from .cases import Spec, build
 from .coded import CodedSpec, encode
+from .quantized_prefill_attention_conformance import expected as before_own_page
 from .tpu_conformance import in_tpu_layout
 from .tpu_simulator import DMA_MODES, simulate
 
@@ -34,6 +36,9 @@ SHARED_LISTS = Spec("simulated, shared lists", (130, 0, 40), (70, 0, 3), heads=4
 CODED = CodedSpec(
     "simulated, int4", (300, 0, 20), codec="int4", heads=2, kv_heads=1, head_dim=128, scales_padding=96
 )
+
+
+CODED_CHUNK = dataclasses.replace(CODED, name="simulated, int4 chunk", queries=(40, 0, 5))
 
 
 def judge(spec: Spec, mode: str) -> str | None:
@@ -48,6 +53,8 @@ def judge(spec: Spec, mode: str) -> str | None:
         coded = encode(case, spec)
         case = dataclasses.replace(case, k_pages=coded.keys, v_pages=coded.values)
         op, arrays = quantized_decode_attention, (case.q, coded.k_codes, coded.v_codes, coded.scales, *lists)
+        if spec.queries is not None:
+            op, judge, arrays = quantized_prefill_attention, before_own_page, (*arrays, case.query_starts)
     try:
         (out, lse), race = simulate(mode, op, *arrays, **case.options(), return_lse=True)
     except jax.errors.JaxRuntimeError:
@@ -66,7 +73,7 @@ def short_chunks(monkeypatch):
 
 
 @pytest.mark.parametrize("mode", DMA_MODES)
-@pytest.mark.parametrize("spec", (SIDE_BY_SIDE, HEAD_LISTS, SHARED_LISTS, CODED), ids=str)
+@pytest.mark.parametrize("spec", (SIDE_BY_SIDE, HEAD_LISTS, SHARED_LISTS, CODED, CODED_CHUNK), ids=str)
 def test_right_and_free_of_races(spec: Spec, mode: str):
     assert judge(spec, mode) is None
 
@@ -83,6 +90,18 @@ def test_page_scores_are_right_and_free_of_races(mode: str):
         best = np.maximum(q[row] * low[pages], q[row] * high[pages]).sum(-1).T
         np.testing.assert_allclose(got[row, :, :count], best, 1e-5, 1e-5)
         assert (got[row, :, count:] < -1e29).all()
+    assert not race
+
+
+@pytest.mark.parametrize("mode", DMA_MODES)
+def test_attention_mass_of_codes_is_right_and_free_of_races(mode: str):
+    spec = dataclasses.replace(CODED, page_size=128, scales_padding=0)  # the fewer pages, the faster the simulator
+    case = build(spec)
+    coded = encode(case, spec)
+    lse = oracle.decode(dataclasses.replace(case, k_pages=coded.keys, v_pages=coded.values))[1].astype(np.float32)
+    lists = (case.page_ids, case.counts, case.lengths)
+    got, race = simulate(mode, attention_mass, case.q, coded.k_codes, *lists, lse, scales=coded.scales, per_token=True)
+    np.testing.assert_allclose(got, sparse_oracle.mass(case, coded.keys, lse, "sum", True), 2e-5, 2e-5)
     assert not race
 
 

@@ -12,8 +12,10 @@ from sparsejax.config import EngineConfig
 from sparsejax.engine.async_engine import AsyncEngine
 from sparsejax.engine.request import CompletionOutput, RequestOutput
 from sparsejax.errors import RequestError
+from sparsejax.serve.admission import ServiceLimits
 from sparsejax.serve.service import Service
 from tests.engine.models import text_engine
+from tests.serve.live import live
 
 SMALL = ["--num-prompts", "6", "--rate", "50", "--input-len", "8", "--output-len", "5", "--json"]
 
@@ -23,10 +25,11 @@ def test_figures_by_hand():
         load.Answer([0.1, 0.2, 0.4], [1, 1, 2]),
         load.Answer([2.0, 2.1], [1, 1]),
         load.Answer([0.3], [1]),
-        load.Answer(error="RequestError: no"),
+        load.Answer(error="Overloaded: no", refused=True),
     ]
     figures = load.summary(answers, 10.0, 1.0, 0.2)
     assert (figures["completed"], figures["failed"], figures["total_output_tokens"]) == (3, 1, 7)
+    assert figures["refused"] == 1
     assert figures["request_throughput"] == pytest.approx(0.3)
     assert figures["request_goodput"] == pytest.approx(0.2)  # the second waits too long for its first token
     assert figures["median_ttft_ms"] == pytest.approx(300)
@@ -74,6 +77,18 @@ def test_against_the_grpc_server(capsys, tmp_path):
 
 def test_against_the_http_server(server, capsys, tmp_path):
     check(server.url, capsys, tmp_path)
+
+
+def test_refusals_are_told_from_failures(server, capsys):
+    with live(server.beside(ServiceLimits(max_requests=1)), stop=False) as small:
+        many = ["--num-prompts", "8", "--rate", "500", "--input-len", "8", "--output-len", "100", "--json"]
+        assert main(["bench", "serve", "--url", small.url, *many]) == 0
+        said = capsys.readouterr()
+        figures = json.loads(said.out)
+        assert figures["completed"] >= 1 and figures["refused"] == figures["failed"] == 8 - figures["completed"] > 0
+        assert "Overloaded" in said.err and "503" in said.err
+        assert main(["bench", "serve", "--url", small.url, *many, "--num-prompts", "1", "--vocab", "1000000"]) == 1
+        assert json.loads(capsys.readouterr().out)["refused"] == 0
 
 
 def test_it_needs_a_server(capsys):

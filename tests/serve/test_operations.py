@@ -91,6 +91,8 @@ def test_metrics_count_what_was_done(server, http):
     for name in ("vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:kv_cache_usage_perc"):
         assert metric(after.text, name) == 0
     assert metric(after.text, "sparsejax:compiles_after_warmup_total") == 0
+    for name in ("sparsejax:budget_cap_ratio", "sparsejax:recall_fallback_ratio"):
+        assert metric(after.text, name) == 0, "no list of a top_p, no check of recall"
     assert metric(after.text, "vllm:num_preemptions_total") >= 0
     assert 'sparsejax:http_requests_total{route="/v1/completions",status="400"}' in after.text
     assert 'sparsejax:status{status="ready"} 1.0' in after.text

@@ -39,7 +39,7 @@ def whole(model, tmp_path_factory: pytest.TempPathFactory):
 
 @pytest.fixture(scope="module")
 def engine(model, whole):
-    preset = {"preset": "deltakv", "compressor": whole["compressor"], **SMALL}
+    preset = {"preset": "deltakv", "compressor": whole["compressor"]}
     with tiny_engine(model, sparsity=(whole, preset, QUEST), max_num_seqs=4) as engine:
         yield engine
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import jax
@@ -13,6 +14,7 @@ import pallas_kernels
 from sparsejax.cache.layout import DenseLayout
 from sparsejax.cache.paged import Rows, StepBatch
 from sparsejax.cache.views import DensePages
+from sparsejax.errors import ConfigError
 from sparsejax.sparsity.lists import Lists
 from sparsejax.sparsity.policy import ALL_PAGES, Role, SparsityConfig
 from sparsejax.sparsity.rows import PolicyRows, pack_policy
@@ -110,6 +112,27 @@ def test_a_row_that_blocks_do_not_spare_half_of_the_scores_has_none():
             assert lists == wanted
             np.testing.assert_allclose(ours, theirs, atol=1e-6)
     assert all(int(carried.blocks.made.sum()) == 0 for carried in blocks.carried)
+
+
+def test_an_engine_has_blocks_of_one_size():
+    eight, four = (SparsityConfig(select="quest", budget=20, block=block) for block in (8, 4))
+    with pytest.raises(ConfigError, match="names blocks of 4 and 8 pages"):
+        Selector.of((eight, four), SIZE, KV_HEADS, 400)
+    with pytest.raises(ConfigError, match="block=8: select='window' reads no bounds"):
+        SparsityConfig(select="window", block=8)
+    selector = Selector.of((eight,), SIZE, KV_HEADS, 400)
+    assert "blocks of 8 pages (0 is none), not block=4" in selector.lacks(four, 100)
+    more = dataclasses.replace(eight, candidates=9)
+    assert f"candidates in at most {selector.blocks} blocks" in selector.lacks(more, 100)
+    assert selector.lacks(eight, 100) is None and selector.lacks(dataclasses.replace(eight, block=0), 100) is None
+
+
+def test_a_budget_that_covers_every_sequence_is_served_whatever_was_declared():
+    small = SparsityConfig(select="quest", budget=20)
+    selector = Selector.of((small,), SIZE, KV_HEADS, 400)
+    assert selector.width == 18  # recents take what the budget does not hold
+    assert selector.lacks(dataclasses.replace(small, budget=400), 100) is None
+    assert "budgets of up to 18 pages" in selector.lacks(dataclasses.replace(small, budget=396), 100)
 
 
 def test_lists_that_a_top_p_fills_are_counted():

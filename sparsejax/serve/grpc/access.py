@@ -16,6 +16,7 @@ from sparsejax.errors import RequestError, SparseJaxError
 from sparsejax.serve.grpc.errors import RpcStatus, as_status
 from sparsejax.serve.keys import KeyRing
 from sparsejax.serve.service import Service, Status
+from sparsejax.serve.traces import span
 
 log = logging.getLogger("sparsejax.access")
 OPEN = "/grpc.health.v1.Health/"
@@ -56,7 +57,9 @@ class Access(grpc.aio.ServerInterceptor):
         )
 
         async def call(raw: bytes, context: grpc.aio.ServicerContext) -> Any:
-            return await self._answer(method, behaviour, handler.request_deserializer, raw, context)
+            carried = {key: value for key, value in metadata.items() if isinstance(value, str)}
+            with span(method, carried) as note:
+                return await self._answer(method, behaviour, handler.request_deserializer, raw, context, note)
 
         return make(call, None, handler.response_serializer)
 
@@ -67,6 +70,7 @@ class Access(grpc.aio.ServerInterceptor):
         read: Callable[[bytes], Any],
         raw: bytes,
         context: grpc.aio.ServicerContext,
+        note: Callable[[dict[str, Any], bool], None],
     ) -> Any:
         given = dict(context.invocation_metadata() or ()).get("x-request-id", "")
         request_id = given if isinstance(given, str) and 0 < len(given) <= 128 else uuid.uuid4().hex
@@ -89,6 +93,7 @@ class Access(grpc.aio.ServerInterceptor):
             fields = {"request_id": request_id, "method": method, "status": outcome}
             fields["ms"] = round(1000 * (time.monotonic() - start), 1)
             log.info("request", extra={"fields": fields})
+            note(fields, outcome == "INTERNAL")
 
     def _status(self, error: SparseJaxError) -> RpcStatus:
         status = as_status(error)

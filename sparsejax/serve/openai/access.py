@@ -14,6 +14,7 @@ from sparsejax.serve.keys import KeyRing
 from sparsejax.serve.metrics import Metrics
 from sparsejax.serve.openai.errors import ApiError
 from sparsejax.serve.openai.options import HttpOptions
+from sparsejax.serve.traces import span
 
 log = logging.getLogger("sparsejax.access")
 GUARDED = ("/v1/", "/tokenize", "/detokenize")
@@ -100,7 +101,9 @@ class Access:
                 message = {**message, "headers": [*message["headers"], (b"x-request-id", request_id.encode())]}
             await send(message)
 
+        carried = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         with contextlib.ExitStack() as stack:
+            note = stack.enter_context(span(scope["method"], carried))
             try:
                 if is_guarded(scope):
                     record["key"] = caller = self._keys.caller(headers.get(b"authorization", b""))
@@ -109,11 +112,12 @@ class Access:
             except ApiError as error:
                 await error.response()(scope, receive, answer)
             finally:
-                self._note(scope, record, status, time.monotonic() - start)
+                note(self._note(scope, record, status, time.monotonic() - start), status >= 500)
 
-    def _note(self, scope: Any, record: dict[str, Any], status: int, seconds: float) -> None:
+    def _note(self, scope: Any, record: dict[str, Any], status: int, seconds: float) -> dict[str, Any]:
         route = getattr(scope.get("route"), "path", "unknown")
         self._metrics.count_request(route, status)
         level = logging.DEBUG if scope["path"] in QUIET else logging.INFO
         fields = {**record, "method": scope["method"], "route": route, "status": status}
         log.log(level, "request", extra={"fields": {**fields, "ms": round(1000 * seconds, 1)}})
+        return fields

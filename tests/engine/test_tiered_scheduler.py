@@ -1,0 +1,133 @@
+"""The scheduler over tiers of pages, without a device: right tokens and conserved pages whatever is lost on the way."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sparsejax.cache.tiers.store import TieredStore
+from sparsejax.engine.costs import Costs
+from sparsejax.engine.prompts import Prompt
+from tests.engine.fake import VOCAB, check_pages, expected, greedy, make_core
+
+PAGE_BYTES = 32  # four tokens of eight bytes
+
+
+class Leaky(TieredStore):
+    """Loses every `n`-th page that it is asked for, as a damaged disk does; never if 0."""
+
+    def __init__(self, host_bytes: int, n: int):
+        super().__init__(host_bytes)
+        self.n, self.asked = n, 0
+
+    def get(self, hash: bytes):
+        self.asked += 1
+        return None if self.n and self.asked % self.n == 0 else super().get(hash)
+
+
+def prompts_of(seed: int) -> list[list[int]]:
+    """Prompts that share heads of many lengths."""
+    rng = random.Random(seed)
+    stems = [[rng.randrange(VOCAB) for _ in range(60)] for _ in range(3)]
+    tails = ([rng.randrange(VOCAB)] * rng.randrange(4) for _ in range(12))
+    return [rng.choice(stems)[: rng.randrange(1, 60)] + tail for tail in tails]
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    pages=st.integers(24, 45),
+    host=st.integers(1, 80),
+    n=st.sampled_from((0, 0, 3, 7)),
+    steps=st.sampled_from((1, 3)),
+    whole=st.booleans(),
+)
+def test_every_request_gets_its_tokens_and_no_page_is_lost(seed, pages, host, n, steps, whole):
+    rng, prompts, store = random.Random(seed), prompts_of(seed), Leaky(host * PAGE_BYTES, n)
+    core = make_core(pages, max_num_seqs=4, steps=steps, share_whole_pages=whole, store=store)
+    wanted, got = {}, {}
+
+    def take(outputs):
+        for output in outputs:
+            if output.finished:
+                got[output.request_id] = [choice.token_ids for choice in output.outputs]
+        check_pages(core)
+
+    for turn in range(25):
+        for index in range(rng.randrange(3)):
+            prompt, count, samples = rng.choice(prompts), rng.randrange(1, 8), rng.choice((1, 1, 2))
+            name = f"{turn}.{index}"
+            core.add(name, Prompt(None, prompt), greedy(max_tokens=count, n=samples, temperature=samples - 1.0))
+            wanted[name] = [expected(prompt, count)] * samples
+        for _ in range(rng.randrange(4)):
+            take(core.step())
+        if core.request_ids() and rng.random() < 0.2:
+            name = rng.choice(core.request_ids())
+            del wanted[name]
+            core.abort([name])
+            check_pages(core)
+    while core.has_unfinished:
+        take(core.step())
+    assert {name: got[name] for name in wanted} == wanted
+    assert core.scheduler.allocator.num_live == 0
+    assert not core.scheduler.prefixes._coming and not core.scheduler.restores._fetches
+    assert store.host_bytes <= host * PAGE_BYTES
+    core.close()
+
+
+def serve(core, prompts: list[list[int]]) -> None:
+    for number, prompt in enumerate(prompts):
+        core.add(str(number), Prompt(None, prompt), greedy(max_tokens=2))
+        while core.has_unfinished:
+            for output in core.step():
+                assert output.outputs[0].token_ids == expected(prompt, 2)[: len(output.outputs[0].token_ids)]
+
+
+def test_what_the_device_drops_comes_back():
+    prompts = [[number] * 60 for number in range(1, 9)]
+    core = make_core(24, store=TieredStore(10_000))
+    serve(core, prompts)
+    computed = core.counters["computed_tokens"]
+    core.tiers.costs.seconds.clear()
+    serve(core, prompts)
+    assert core.counters["computed_tokens"] - computed <= 8 * 6
+    assert core.tiers.stats()["kv_pages_loaded"] == core.tiers.stats()["host_kv_hits"] == 8 * 14
+
+
+def test_what_is_computed_sooner_is_computed():
+    prompts = [[number] * 60 for number in range(1, 9)]
+    core = make_core(24, store=TieredStore(10_000))
+    serve(core, prompts)
+    core.tiers.costs.seconds = {"host": 1.0, "load": 1.0, "compute": 0.001}
+    serve(core, prompts[:2])
+    assert core.tiers.stats()["kv_pages_loaded"] == 0 and core.tiers.stats()["kv_pages_passed"] == 2
+
+
+def test_costs_are_running_means_and_a_loser_is_tried_again():
+    costs = Costs()
+    assert costs.pays("host")
+    costs.note("host", 2.0, 2)
+    costs.note("load", 1.0, 1)
+    costs.note("compute", 1.5, 1)
+    costs.note("compute", 6.5, 1)
+    assert costs.seconds == pytest.approx({"host": 1.0, "load": 1.0, "compute": 2.5}) and costs.pays("host")
+    costs.note("host", 6.0, 1)
+    assert costs.seconds["host"] == 2.0 and not costs.pays("host")
+    assert [costs.pays("host") for _ in range(20)].index(True) == 14
+    assert costs.pays("disk")
+
+
+def test_sequences_that_want_the_same_pages_fetch_them_once():
+    prompt = [5] * 50
+    core = make_core(24, store=TieredStore(10_000))
+    serve(core, [prompt, *([number] * 60 for number in range(10, 14))])
+    core.tiers.costs.seconds.clear()
+    before = core.tiers.stats()["host_kv_hits"]
+    for number in range(4):
+        core.add(f"same {number}", Prompt(None, [*prompt, number]), greedy(max_tokens=1))
+    while core.has_unfinished:
+        core.step()
+    assert core.tiers.stats()["host_kv_hits"] - before == 12
