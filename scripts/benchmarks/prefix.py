@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
     from sparsejax import Engine
 
     longest = args.shared + args.requests * (args.own + args.new)
-    settings = {"warmup": "full", "max_model_len": longest, **args.engine}
+    settings = {"warmup": "lazy", "max_model_len": longest, **args.engine}
     results = {**head(), "settings": {name: getattr(args, name) for name in ("shared", "own", "new", "users")}}
     results["workloads"] = {name: {} for name in SESSIONS}
     for cache in (True, False):
