@@ -15,7 +15,7 @@ from jax import lax
 from jaxtyping import Array
 
 from pallas_kernels.groups import HIDDEN
-from pallas_kernels.pages import FEW, LARGE, Pages, batched, block_of
+from pallas_kernels.pages import FEW, LARGE, Pages, batched, block_of, ordered_sum
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +116,7 @@ def attend(queries: Queries, pages: Pages, sinks: Array | None = None) -> tuple[
         top, total, acc = carry
         higher, decay, weights = _online(block, top)
         mixed = pages.mix(weights, block.ids, block.live, pages.dtype(queries.q), queries.q.shape[2])
-        return higher, total * decay + _sum(weights), acc * decay[..., None] + mixed
+        return higher, total * decay + ordered_sum(weights), acc * decay[..., None] + mixed
 
     carry = (*_nothing(queries), jnp.zeros(queries.q.shape))
     return _finish(*over_blocks(queries, pages, body, carry), sinks)
@@ -127,19 +127,10 @@ def log_sum_exp(queries: Queries, pages: Pages, sinks: Array | None = None) -> A
 
     def body(block: Block, carry: tuple[Array, Array]) -> tuple[Array, Array]:
         higher, decay, weights = _online(block, carry[0])
-        return higher, carry[1] * decay + _sum(weights)
+        return higher, carry[1] * decay + ordered_sum(weights)
 
     top, total = over_blocks(queries, pages, body, _nothing(queries))
     return _finish(top, total, jnp.zeros((*top.shape, 0)), sinks)[1]
-
-
-def _sum(weights: Array) -> Array:
-    """The sum over the last axis in an order that does not depend on the others: XLA's own depends on how many rows
-    there are."""
-    while weights.shape[-1] % 2 == 0:
-        half = weights.shape[-1] // 2
-        weights = weights[..., :half] + weights[..., half:]
-    return weights.sum(-1)
 
 
 def _nothing(queries: Queries) -> tuple[Array, Array]:

@@ -109,7 +109,7 @@ class Pages:
         if self.scales is None:
             return batched("kms,ksd->kmd", weights.astype(dtype), values)
         mixed = batched("kms,ksd->kmd", (weights * scale[:, None]).astype(dtype), values)
-        return mixed if zero is None else mixed + (weights * zero[:, None]).sum(-1, keepdims=True)
+        return mixed if zero is None else mixed + ordered_sum(weights * zero[:, None])[..., None]
 
     def _tiles(self, pool: Array, ids: Array) -> Array:
         """Tiles [K, n, ..] of listed pages: each head's tokens lie together, so no transpose comes before the
@@ -129,3 +129,12 @@ def batched(equation: str, a: Array, b: Array) -> Array:
     """An einsum that accumulates in float32 and rounds no float32 input, as GPUs would (tf32)."""
     precision = lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
     return jnp.einsum(equation, a, b, precision=precision, preferred_element_type=jnp.float32)
+
+
+def ordered_sum(weights: Array) -> Array:
+    """The sum over the last axis in an order that does not depend on the others: XLA's own depends on how many rows
+    there are."""
+    while weights.shape[-1] % 2 == 0:
+        half = weights.shape[-1] // 2
+        weights = weights[..., :half] + weights[..., half:]
+    return weights.sum(-1)
