@@ -32,7 +32,12 @@ def center(x: np.ndarray, grid: Grid, head_dim: int) -> np.ndarray:
         return x
     parts = x.reshape(-1, head_dim)
     scale = bf16(np.abs(parts).max(1) / 127)[:, None]
-    return (np.clip(np.rint(parts / np.where(scale > 0, scale, 1)), -127, 127) * scale).reshape(x.shape)
+    return (np.clip(code_of(parts / np.where(scale > 0, scale, 1)), -127, 127) * scale).reshape(x.shape)
+
+
+def code_of(ratio: np.ndarray) -> np.ndarray:
+    """Codes of what lies at `ratio`, which rounds up a little early."""
+    return np.rint(ratio + 2.0**-10)
 
 
 def rounded(z: np.ndarray, grid: Grid) -> np.ndarray:
@@ -41,10 +46,10 @@ def rounded(z: np.ndarray, grid: Grid) -> np.ndarray:
         return z
     if grid.latents == "int8":
         scale = bf16(np.abs(z).max(0) / 127)
-        return np.clip(np.rint(z / np.where(scale > 0, scale, 1)), -127, 127) * scale
+        return np.clip(code_of(z / np.where(scale > 0, scale, 1)), -127, 127) * scale
     low, high = z.min(0), z.max(0)
     scale, zero = bf16((high - low) / 15), bf16(low)
-    return np.clip(np.rint((z - zero) / np.where(scale > 0, scale, 1)), 0, 15) * scale + zero
+    return np.clip(code_of((z - zero) / np.where(scale > 0, scale, 1)), 0, 15) * scale + zero
 
 
 def page_references(x: np.ndarray, grid: Grid, centers: list[np.ndarray], number: int) -> list[int]:
