@@ -12,6 +12,8 @@ from sparsejax.engine.params import SamplingParams
 from sparsejax.engine.validate import check_int
 from sparsejax.errors import RequestError
 
+MAPPING_KEYS = frozenset({"prompt", "prompt_token_ids", "compress_at"})
+
 
 @dataclass(frozen=True)
 class Prompt:
@@ -52,6 +54,14 @@ def read_prompt(prompt: Any, tokenizer: Any, vocab_size: int) -> Prompt:
             read it, or is to be compressed at a place outside of it.
     """
     if isinstance(prompt, Mapping):
+        others = sorted(map(str, set(prompt) - MAPPING_KEYS))
+        if others and not set(prompt).isdisjoint(("prompt", "prompt_token_ids")):
+            raise RequestError(
+                f"a prompt mapping does not take {', '.join(map(repr, others))}, only "
+                f"{', '.join(map(repr, sorted(MAPPING_KEYS)))}; cache_salt is a field of SamplingParams.",
+                parameter="prompt",
+                value=prompt,
+            )
         if "prompt_token_ids" in prompt:
             read = Prompt(prompt.get("prompt"), _check_ids(prompt["prompt_token_ids"], vocab_size))
             return _with_compress_at(read, prompt.get("compress_at"))

@@ -48,7 +48,9 @@ def test_at_every_split(engines):
         (output,) = warm.generate(prompt, GREEDY)
         assert output.num_cached_tokens >= (shared // 16 * 16 if whole else shared)
         assert bits(output) == answer
-    assert [bits(output) for output in warm.generate(prompts, GREEDY)] == wanted
+    # Together they are rows of another program, which may round differently: the same tokens.
+    together = [[tokens for tokens, _ in bits(output)] for output in warm.generate(prompts, GREEDY)]
+    assert together == [[tokens for tokens, _ in answer] for answer in wanted]
     assert warm.stats()["prefix_cache_hits"] > 0.8 * sum(LENGTHS)
     assert warm.stats()["kv_live_pages"] == cold.stats()["kv_idle_pages"] == 0
 
@@ -100,7 +102,7 @@ def test_policies_read_the_prefixes_of_each_other():
         {"preset": "quest", "budget": 48, "recent": 16},
         {"preset": "snapkv", "budget": 40, "sink": 3, "recent": 12, "window": 12, "pool": 3},
         {"preset": "keydiff", "budget": 40, "recent": 12},
-        {"preset": "h2o", "budget": 40, "sink": 3, "recent": 12, "interval": 17},
+        {"preset": "h2o", "budget": 40, "sink": 3, "recent": 12, "interval": 17, "window": 12},
     ]
     skipped = (144, 138, 144, 0)
     declared = ["dense", *policies]

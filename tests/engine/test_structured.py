@@ -21,7 +21,7 @@ PROMPT = " box: 204; lamp: 311;\nQ: What is the value of box?\nA:"
 
 @pytest.fixture(scope="module")
 def engine():
-    with text_engine() as engine:
+    with text_engine(enable_prefix_caching=False) as engine:  # shared pages would leave room for all
         yield engine
 
 

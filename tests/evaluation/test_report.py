@@ -72,7 +72,8 @@ def test_json_is_complete_and_plain(found: Evaluation) -> None:
     assert dense["cells"][1]["wrong"] == [{"expected": "yes", "reply": "no"}]
     (kv,) = half["kv"]
     assert kv.pop("timing") == {"step_seconds": 0.004}
-    assert kv == {"length": 512, "held_bytes": 256_000, "peak_bytes": 512_000, "read_bytes": 128_000}
+    wanted = {"length": 512, "held_bytes": 256_000, "peak_bytes": 512_000, "read_bytes": 128_000, "bounds_bytes": 0}
+    assert kv == wanted
     assert other["worst"] == ["kv", 512, 0.05] and stored["cliffs"]["other"] is None
 
 

@@ -186,7 +186,7 @@ def test_tables_of_evaluations(tmp_path):
     def cell(length: int, right: int, samples: int) -> dict:
         outcomes = "1" * right + "0" * (samples - right)
         return dict(case="kv", length=length, right=right, samples=samples, accuracy=right / samples,
-                    interval=[0.5, 1.0], outcomes=outcomes)  # fmt: skip
+                    interval=[0.5, 1.0], outcomes=outcomes, difference=0.0, difference_interval=[0.0, 0.0])  # fmt: skip
 
     kv = [{"held_bytes": 4e6, "read_bytes": 2e6}]
     dense = {"policy": "dense", "cells": [cell(512, 8, 8), {**cell(512, 1, 8), "case": "qa"}], "kv": kv}
@@ -203,7 +203,7 @@ def test_tables_of_evaluations(tmp_path):
     assert "| case | 512 tokens | 1024 tokens |" in text
     assert "| `kv` | 75.0 [50-100] of 40, 0 to 100 | 100.0 [50-100] of 40 |" in text
     assert "| `qa` | 12.5 [50-100] of 8, 0 to 50 | - |" in text
-    assert "| quest 0.25 | 3 of 8 | 4.00 | 2.00 |" in text and "`qa` 512" not in text
+    assert "| quest 0.25 | 3 of 8 | `kv` | +0 [+0 to +0] | 4.00 | 2.00 |" in text and "`qa` 512" not in text
     assert text.count("Not measured yet") == 1
 
 

