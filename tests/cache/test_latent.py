@@ -101,6 +101,7 @@ def test_batch_equals_alone(engine, wanted):
     assert engine.stats()["kv_live_pages"] == 0
 
 
+@pytest.mark.slow
 def test_chunks_and_decode_steps_change_nothing(model, sparsity, wanted):
     with tiny_engine(model, sparsity=sparsity, max_num_seqs=3, max_num_batched_tokens=20, num_decode_steps=5) as engine:
         assert_same(engine.generate(PROMPTS, GREEDY), wanted[1])

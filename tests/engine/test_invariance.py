@@ -147,6 +147,7 @@ def test_final_only_and_delta_and_cumulative_agree(engine):
     assert [c.finish_reason for c in final.outputs] == ["length"] * 3
 
 
+@pytest.mark.slow
 def test_a_sliding_window_survives_chunks_and_preemption():
     model = tiny_model(window=20)
     results = []

@@ -29,7 +29,7 @@ def bits(output) -> list:
     ]
 
 
-@pytest.fixture(scope="module", params=["dense", "int8", "int4"])
+@pytest.fixture(scope="module", params=["dense", pytest.param("int8", marks=pytest.mark.slow), "int4"])
 def engines(request):
     """One engine that caches prefixes and one that does not."""
     with caching(sparsity=request.param) as warm, tiny_engine(sparsity=request.param) as cold:

@@ -38,7 +38,10 @@ def prompts() -> list[list[int]]:
     return random_prompts(3, tuple(range(150, 158)))
 
 
-@pytest.fixture(scope="module", params=("dense", "int8", "int4"))
+CODED = tuple(pytest.param(codec, marks=pytest.mark.slow) for codec in ("int8", "int4"))
+
+
+@pytest.fixture(scope="module", params=("dense", *CODED))
 def setting(request, prompts):
     """Sparsity, bytes of a pool, and what a large engine without a cache answers."""
     with tiny_engine(sparsity=request.param, **COLD) as engine:

@@ -25,7 +25,7 @@ def sizes() -> tuple[int, int]:
     return sum(leaf.nbytes for leaf in jax.tree.leaves(params)) - LAYERS * layer, layer
 
 
-@pytest.mark.parametrize(("steps", "sparsity"), ((3, "dense"), (1, "int8")))
+@pytest.mark.parametrize(("steps", "sparsity"), ((3, "dense"), pytest.param(1, "int8", marks=pytest.mark.slow)))
 def test_a_model_twice_the_budget_generates_the_same_bits(steps, sparsity):
     prompts = random_prompts(2, (40, 33))
     params = SamplingParams(temperature=0.0, max_tokens=6, logprobs=1, ignore_eos=True)

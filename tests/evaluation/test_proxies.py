@@ -128,6 +128,7 @@ def test_what_cannot_be_probed_says_so(model: LoadedModel) -> None:
         driver.probe(model, [1, 2, 3], [DENSE], steps=3)
 
 
+@pytest.mark.slow
 def test_the_command_prints_and_stores(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     text, out = tmp_path / "text.txt", tmp_path / "out.json"
     text.write_text(" The magic number for apple is 617. box: 204; Copy 123 to lamp. Copy lamp to door." * 8)

@@ -97,6 +97,7 @@ def test_the_engine_counts_the_bytes(shipped: tuple[Any, Any], alone: Evaluation
         assert kv.peak >= kv.held
 
 
+@pytest.mark.slow
 def test_evicted_tokens_and_coded_pages_hold_fewer_bytes() -> None:
     (prompt,) = random_prompts(3, (150,))
     request, cost = Request(tuple(prompt), len(prompt), Turn("", ("a",), frozenset(), False, "")), {}

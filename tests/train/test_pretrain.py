@@ -88,6 +88,7 @@ def test_worker_processes_make_the_same_batches(trained: Trainer) -> None:
         assert feed.take() is None
 
 
+@pytest.mark.slow
 def test_two_devices_train_as_one_does(tmp_path: Path) -> None:
     """The same command on a data-parallel mesh: the losses of one device, up to the order of sums."""
     alone = Trainer(calm(tmp_path), tmp_path / "alone")
