@@ -46,7 +46,8 @@ def run(args: argparse.Namespace) -> int:
     from sparsejax.serve.openai.server import listen, make_server
     from sparsejax.serve.service import Service
 
-    config = EngineConfig(max_num_seqs=args.max_num_seqs, max_model_len=1024, warmup="lazy")
+    settings = dict(max_model_len=1024, warmup="lazy", enable_prefix_caching=False)  # every run computes the same
+    config = EngineConfig(max_num_seqs=args.max_num_seqs, **settings)
     requests = bodies(args.requests)
     params = [SamplingParams(**{k: v for k, v in body.items() if k != "prompt"}) for body in requests]
     service, options = Service(config), HttpOptions(port=0)

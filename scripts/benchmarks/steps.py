@@ -55,7 +55,8 @@ def run(args: argparse.Namespace) -> int:
 
     shape, load = SIZES[args.size]
     model = random_model.write(shape, args.dtype, args.cache)
-    settings = {"max_model_len": load.prompt[1] + load.new[1], "max_num_seqs": load.requests, **args.engine}
+    settings = {"max_model_len": load.prompt[1] + load.new[1], "max_num_seqs": load.requests}
+    settings = {**settings, "enable_prefix_caching": False, **args.engine}  # the same requests come twice
     with Engine(str(model), dtype=args.dtype, **settings) as engine:
         serve(engine, load.make(-1))
         overlapped = [serve(engine, load.make(i)) for i in range(args.reps)]
