@@ -69,7 +69,7 @@ def wanted(engine):
 
 
 MODELS = {"gqa": dict(), "mha": dict(kv_heads=4), "window": dict(window=20)}
-QUICK = {("gqa", "int8"), ("mha", "int4"), ("window", "fp8")}
+QUICK = {("mha", "int4"), ("window", "fp8")}
 
 
 @pytest.mark.parametrize(
@@ -105,6 +105,7 @@ def test_batch_equals_alone(engine, wanted):
     assert engine.stats()["kv_live_pages"] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [

@@ -96,6 +96,7 @@ def test_prompt_logprobs_read_the_whole_prompt(engines):
     assert output.num_cached_tokens == 0 and len(output.prompt_logprobs) == len(PROMPT)
 
 
+@pytest.mark.slow
 def test_policies_read_the_prefixes_of_each_other():
     """Selecting and evicting requests find the dense prompt; what they select or evict afterwards is theirs."""
     policies = [

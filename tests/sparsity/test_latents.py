@@ -44,6 +44,7 @@ def engine(model, whole):
         yield engine
 
 
+@pytest.mark.slow
 def test_every_policy_gives_in_a_mixed_batch_what_it_gives_alone(engine):
     """And a budget that covers the sequence reads everything; a small one does not."""
     chosen = (None, "deltakv", {"preset": "deltakv", **SMALL}, QUEST)
