@@ -13,8 +13,10 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from sparsejax.errors import RequestError, SparseJaxError
+from sparsejax.serve.errors import Overloaded, Unavailable
 from sparsejax.serve.grpc.errors import RpcStatus, as_status
 from sparsejax.serve.keys import KeyRing
+from sparsejax.serve.refusals import RefusalLog
 from sparsejax.serve.service import Service, Status
 from sparsejax.serve.traces import span
 
@@ -22,6 +24,11 @@ log = logging.getLogger("sparsejax.access")
 OPEN = "/grpc.health.v1.Health/"
 FOREIGN = ("/grpc.reflection.", OPEN)
 """Methods with statuses of their own, which are served as they are."""
+GENERATING = (
+    *(f"/sparsejax.v1.Inference/{method}" for method in ("Generate", "GenerateStream", "Chat", "ChatStream")),
+    "/vllm.grpc.engine.VllmEngine/Generate",
+)
+"""Methods that take room; while there is none, they are refused before their message is received."""
 STUBS = "_pb2_grpc"
 """Where methods are that no service of ours has overridden. Their refusal is all that is sent: after the metadata that
 other answers begin with, gateways take a stream for one that works, and ask again without end."""
@@ -34,7 +41,7 @@ class Access(grpc.aio.ServerInterceptor):
     """
 
     def __init__(self, service: Service, keys: KeyRing):
-        self._service, self._keys = service, keys
+        self._service, self._keys, self._refusals = service, keys, RefusalLog()
 
     async def intercept_service(
         self,
@@ -47,6 +54,12 @@ class Access(grpc.aio.ServerInterceptor):
         handler = await continuation(details)
         if handler is None or method.startswith(FOREIGN):
             return handler
+        if method in GENERATING:
+            try:
+                self._service.check_room()
+            except (Overloaded, Unavailable) as error:
+                self._refusals.add(method)
+                return _turned_away(as_status(error))
         behaviour = handler.unary_stream if handler.response_streaming else handler.unary_unary
         if behaviour.__module__.endswith(STUBS):
             return grpc.unary_unary_rpc_method_handler(_not_offered)
@@ -108,6 +121,15 @@ def _decoded(read: Callable[[bytes], Any], raw: bytes) -> Any:
         return read(raw)
     except DecodeError as error:
         raise RequestError(f"the message of {len(raw)} bytes cannot be read: {error}.") from error
+
+
+def _turned_away(status: RpcStatus) -> grpc.RpcMethodHandler:
+    """A method that answers with a status; it is one of streams, because those receive nothing that nobody reads."""
+
+    async def refuse(requests: Any, context: grpc.aio.ServicerContext) -> None:
+        await context.abort(status.code, status.details, status.metadata)
+
+    return grpc.stream_unary_rpc_method_handler(refuse)
 
 
 async def _refuse(request: Any, context: grpc.aio.ServicerContext) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import socket
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from sparsejax.errors import ConfigError
 from sparsejax.serve.lifecycle import catch_signals, live
 from sparsejax.serve.logs import use_json_logs
 from sparsejax.serve.openai.app import make_app
+from sparsejax.serve.openai.connection import Connection
 from sparsejax.serve.openai.options import HttpOptions
 from sparsejax.serve.service import Service
 
@@ -50,6 +52,8 @@ def make_server(service: Service, options: HttpOptions) -> Server:
     return Server(
         uvicorn.Config(
             make_app(service, options),
+            http=functools.partial(Connection, head_timeout=options.head_timeout),
+            ws="none",
             lifespan="off",
             access_log=False,
             log_config=None,
