@@ -33,6 +33,7 @@ from sparsejax.serve.grpc.protos import inference_pb2 as pb  # noqa: E402
 from sparsejax.serve.service import Service  # noqa: E402
 from tests.engine.models import text_engine, tiny_engine  # noqa: E402
 from tests.serve.grpc_live import live_grpc, wait_for  # noqa: E402
+from tests.serve.tiny import tiny_service  # noqa: E402
 
 LONG = {"max_tokens": 400, "ignore_eos": True, "temperature": 0.0}
 MESSAGES = [{"role": "user", "content": "Hi"}]
@@ -319,6 +320,26 @@ def test_broken_messages_change_nothing(live, client):
                     seen.add(error.code())
     assert seen <= allowed and grpc.StatusCode.INVALID_ARGUMENT in seen
     assert client.generate("abc", {"seed": 1}).outputs == wanted
+
+
+def test_calls_without_a_message_are_no_silence():
+    """Half-closed before a message, or never closed and never sent: a status each, in time."""
+    never = threading.Event()
+
+    def silent():
+        never.wait(20)
+        yield b""
+
+    with live_grpc(tiny_service(), GrpcOptions(port=0, message_timeout=0.2)) as live, live.channel() as channel:
+        for method in ("Inference/Generate", "Inference/GenerateStream", "Control/GetStats"):
+            send = channel.stream_stream(f"/sparsejax.v1.{method}")
+            for messages, wanted in ((iter([]), "INVALID_ARGUMENT"), (silent(), "DEADLINE_EXCEEDED")):
+                with pytest.raises(grpc.RpcError) as failed:
+                    list(send(messages, timeout=20))
+                assert failed.value.code().name == wanted and "message" in failed.value.details()
+        never.set()
+        with live.client() as client:
+            assert client.generate([1, 2, 3]).finished
 
 
 def test_messages_have_a_size_limit(client):

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import grpc
@@ -14,7 +14,7 @@ from google.protobuf.message import DecodeError
 
 from sparsejax.errors import RequestError, SparseJaxError
 from sparsejax.serve.errors import Overloaded, Unavailable
-from sparsejax.serve.grpc.errors import RpcStatus, as_status
+from sparsejax.serve.grpc.errors import Refused, RpcStatus, as_status
 from sparsejax.serve.keys import KeyRing
 from sparsejax.serve.refusals import RefusalLog
 from sparsejax.serve.service import Service, Status
@@ -37,11 +37,16 @@ other answers begin with, gateways take a stream for one that works, and ask aga
 class Access(grpc.aio.ServerInterceptor):
     """Wraps every method.
 
-    Messages are read here and not by gRPC, so that one that cannot be read is an INVALID_ARGUMENT.
+    Messages are received and read here and not by gRPC, which waits for one as long as it takes, says nothing where
+    none comes, and answers one that it cannot read as if that were a bug of the server.
+
+    Args:
+        message_timeout: seconds in which the message of a call must have arrived.
     """
 
-    def __init__(self, service: Service, keys: KeyRing):
-        self._service, self._keys, self._refusals = service, keys, RefusalLog()
+    def __init__(self, service: Service, keys: KeyRing, message_timeout: float):
+        self._service, self._keys, self._timeout = service, keys, message_timeout
+        self._refusals = RefusalLog()
 
     async def intercept_service(
         self,
@@ -64,15 +69,15 @@ class Access(grpc.aio.ServerInterceptor):
         if behaviour.__module__.endswith(STUBS):
             return grpc.unary_unary_rpc_method_handler(_not_offered)
         make = (
-            grpc.unary_stream_rpc_method_handler
+            grpc.stream_stream_rpc_method_handler
             if handler.response_streaming
-            else grpc.unary_unary_rpc_method_handler
+            else grpc.stream_unary_rpc_method_handler
         )
 
-        async def call(raw: bytes, context: grpc.aio.ServicerContext) -> Any:
+        async def call(messages: AsyncIterator[bytes], context: grpc.aio.ServicerContext) -> Any:
             carried = {key: value for key, value in metadata.items() if isinstance(value, str)}
             with span(method, carried) as note:
-                return await self._answer(method, behaviour, handler.request_deserializer, raw, context, note)
+                return await self._answer(method, behaviour, handler.request_deserializer, messages, context, note)
 
         return make(call, None, handler.response_serializer)
 
@@ -81,7 +86,7 @@ class Access(grpc.aio.ServerInterceptor):
         method: str,
         behaviour: Callable[[Any, grpc.aio.ServicerContext], Awaitable[Any]],
         read: Callable[[bytes], Any],
-        raw: bytes,
+        messages: AsyncIterator[bytes],
         context: grpc.aio.ServicerContext,
         note: Callable[[dict[str, Any], bool], None],
     ) -> Any:
@@ -90,7 +95,7 @@ class Access(grpc.aio.ServerInterceptor):
         start, outcome = time.monotonic(), "OK"
         try:
             await context.send_initial_metadata((("x-request-id", request_id),))
-            return await behaviour(_decoded(read, raw), context)
+            return await behaviour(await self._message(read, messages), context)
         except asyncio.CancelledError:
             outcome = "CANCELLED"  # by the client, or its deadline has passed
             raise
@@ -108,19 +113,31 @@ class Access(grpc.aio.ServerInterceptor):
             log.info("request", extra={"fields": fields})
             note(fields, outcome == "INTERNAL")
 
+    async def _message(self, read: Callable[[bytes], Any], messages: AsyncIterator[bytes]) -> Any:
+        """The message of a call.
+
+        Raises:
+            RequestError: none came, or it cannot be read. Refused: it came too slowly.
+        """
+        try:
+            async with asyncio.timeout(self._timeout):
+                raw = await anext(aiter(messages), None)
+        except TimeoutError as error:
+            text = f"the message of the call did not arrive within {self._timeout} s."
+            raise Refused(grpc.StatusCode.DEADLINE_EXCEEDED, text) from error
+        if raw is None:
+            raise RequestError("the call ended without a message: send one.")
+        try:
+            return read(raw)
+        except DecodeError as error:
+            raise RequestError(f"the message of {len(raw)} bytes cannot be read: {error}.") from error
+
     def _status(self, error: SparseJaxError) -> RpcStatus:
         status = as_status(error)
         gone = self._service.status in (Status.STOPPED, Status.FAILED)
         if status.code is grpc.StatusCode.INTERNAL and gone:
             return RpcStatus(grpc.StatusCode.UNAVAILABLE, status.details)
         return status
-
-
-def _decoded(read: Callable[[bytes], Any], raw: bytes) -> Any:
-    try:
-        return read(raw)
-    except DecodeError as error:
-        raise RequestError(f"the message of {len(raw)} bytes cannot be read: {error}.") from error
 
 
 def _turned_away(status: RpcStatus) -> grpc.RpcMethodHandler:
