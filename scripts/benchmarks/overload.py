@@ -3,8 +3,10 @@
 A server process with the model inside the package, and this process as its clients. Rounds take turns: first as many
 clients as the server accepts, each with one request after the other, which gives the capacity; then requests that start
 by a Poisson process at `--times` the best capacity so far, whether earlier ones were answered or not. Tokens count that
-arrive in the last four fifths of a round. On a machine that others use too, the server's CPU time per token of a full
-answer, refusals included, is what can be compared.
+arrive in the last four fifths of a round. Answers differ in length, in both kinds of rounds: those of one length would
+end together where clients wait for them and one by one where they do not, which is other work for the engine. On a
+machine that others use too, the server's CPU time per token of a full answer, refusals included, is what can be
+compared.
 """
 
 from __future__ import annotations
@@ -30,8 +32,9 @@ from benchmarks.report import markdown
 from benchmarks.store import head
 from sparsejax.cli.load import Answer
 
-PROMPT, NEW_TOKENS = 32, 256
-ASKED = {"max_tokens": NEW_TOKENS, "temperature": 0.0, "ignore_eos": True, "stream": True, "return_token_ids": True}
+PROMPT, NEW_TOKENS = 32, (128, 384)
+MEAN = sum(NEW_TOKENS) / 2
+ASKED = {"temperature": 0.0, "ignore_eos": True, "stream": True, "return_token_ids": True}
 HEAD = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: %d\r\n\r\n"
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -54,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
         for turn in range(args.rounds + 1):
             capacity = server.round(lambda s: closed(s, args.max_requests), args.seconds)
             best = max(best, capacity["tokens_per_second"])
-            rate = args.times * best / NEW_TOKENS
+            rate = args.times * best / MEAN
             overload = server.round(lambda s, rate=rate: opened(s, rate), args.seconds)
             if turn:  # the first one warms everything
                 rounds.append({"capacity": capacity, "overload": {**overload, "rate": rate}})
@@ -84,7 +87,7 @@ class Round:
         answer, start = Answer(), time.perf_counter()
         self.answers.append(answer)
         prompt = [self.draw.randrange(100) for _ in range(PROMPT)]
-        body = json.dumps({**ASKED, "prompt": prompt}).encode()
+        body = json.dumps({**ASKED, "prompt": prompt, "max_tokens": self.draw.randint(*NEW_TOKENS)}).encode()
         try:
             reader, writer = await asyncio.open_connection(*self._address)
             with contextlib.closing(writer):
@@ -216,12 +219,13 @@ def table(stored: dict[str, Any]) -> str:
     ratios = [one["overload"]["tokens_per_second"] / one["capacity"]["tokens_per_second"] for one in rounds]
     used = [one["capacity"]["server_cpu_ms_per_token"] / one["overload"]["server_cpu_ms_per_token"] for one in rounds]
     others = statistics.median(one[kind]["foreign_cpu"] or 0.0 for one in rounds for kind in one)
+    least, most = work["new_tokens"]
     text = (
         f"\nGoodput under overload over capacity: {statistics.median(ratios):.2f} "
         f"({', '.join(f'{ratio:.2f}' for ratio in ratios)} in the single pairs of rounds); by the "
         f"server's CPU time: {statistics.median(used):.2f} ({', '.join(f'{ratio:.2f}' for ratio in used)}). "
         f"Medians of {len(rounds)} rounds of {work['seconds']:g} s each; {work['rows']} rows of the engine, "
-        f"{work["prompt"]} prompt and {work["new_tokens"]} new tokens a request; "
+        f"{work["prompt"]} prompt and {least} to {most} new tokens a request; "
         f"others used {others:.0%} of the processors meanwhile.\n"
     )
     return markdown(rows) + "\n" + text
