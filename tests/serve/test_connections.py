@@ -115,6 +115,21 @@ def test_a_body_that_comes_byte_by_byte_is_cut_off(strict):
         assert drip(sock, b'{"prompt": "' + b"x" * 900).startswith(b"HTTP/1.1 408 ")
 
 
+def test_a_client_that_leaves_within_its_body_is_no_bug(strict, caplog):
+    with caplog.at_level(logging.INFO, logger="sparsejax"):
+        for leave in (lambda sock: sock.shutdown(socket.SHUT_WR), lambda sock: None):
+            with connect(strict) as sock:
+                sock.sendall(HEAD % 1000 + b"{")
+                time.sleep(0.1)
+                leave(sock)
+        end = time.monotonic() + 20
+        while len(said := [record.fields for record in caplog.records if record.message != "ready"]) < 2:
+            assert time.monotonic() < end
+            time.sleep(0.01)
+    assert [one["status"] for one in said] == [499, 499]
+    assert not any(record.levelno >= logging.ERROR for record in caplog.records)
+
+
 def test_a_head_without_end_is_cut_off(strict):
     with connect(strict) as sock:
         with contextlib.suppress(ConnectionError):
