@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
+import jax
 import pytest
 
 from sparsejax import EngineConfig, SamplingParams
@@ -130,7 +131,11 @@ def test_preempted_sequences_go_on_beside_main_memory(prompts, monkeypatch):
     with tiny_engine(kv_memory_bytes=pool_bytes(26), host_kv_bytes=1 << 30, **POOL) as engine:
         monkeypatch.setattr(engine.core.tiers, "worthwhile", len)  # whatever the clock says
         assert [o.outputs[0].token_ids for o in engine.generate(prompts[:2], params)] == cold
-        assert engine.stats()["num_preemptions"] > 0
+        stats = engine.stats()
+        assert stats["num_preemptions"] > 0
+        # Prompts are read once: what was preempted came back from where it was written to.
+        assert stats["kv_pages_saved"] >= stats["kv_pages_loaded"] == stats["host_kv_hits"] > 0
+        assert stats["computed_tokens"] < sum(map(len, prompts[:2])) + 2 * (60 + PAGE)
 
 
 def test_aborts_while_pages_are_on_their_way_leave_nothing_behind(prompts, tmp_path, monkeypatch):
@@ -184,3 +189,26 @@ def test_settings_are_checked(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(StoreError, match="no directory"):
         tiny_engine(disk_kv_path=str(tmp_path / "file"), disk_kv_bytes=1 << 20, **POOL)
+
+
+@pytest.mark.parametrize("in_flight", (False, True))
+def test_an_engine_whose_device_failed_shuts_down_and_leaves_what_is_below(prompts, tmp_path, caplog, in_flight):
+    tiers = dict(disk_kv_path=str(tmp_path), disk_kv_bytes=1 << 30, host_kv_bytes=1 << 30)
+    engine = tiny_engine(kv_memory_bytes=pool_bytes(), **tiers, **POOL)
+    answers(engine, prompts[:4])
+    saved = engine.stats()["kv_pages_saved"]
+    if in_flight:
+        engine.add_request("lost", prompts[5], GREEDY)
+        engine.step()
+        for array in jax.tree.leaves(engine.core._in_flight.outputs):
+            array.delete()
+    for array in jax.tree.leaves(engine.core.runner.state):
+        array.delete()
+    engine.shutdown()
+    engine.shutdown()
+    assert any("are lost" in message for message in caplog.messages)
+    assert any("last step failed" in message for message in caplog.messages) == in_flight
+    assert len(list(tmp_path.rglob("*.page"))) >= saved > 0
+    with tiny_engine(**tiers, **POOL) as engine:
+        answers(engine, prompts[:4])
+        assert engine.stats()["kv_pages_loaded"] > 0
