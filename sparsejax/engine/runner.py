@@ -80,6 +80,8 @@ class Runner:
             selector=selector,
             evictor=evictor,
         )
+        row = jax.ShapeDtypeStruct((), jnp.int32)
+        self._row_shapes = jax.eval_shape(lambda kv, row: kv.row_arrays(row), self.state.kv, row)
         self._table_mirror = np.zeros((num_rows, num_groups, table_width), np.int32)
         self.programs = Programs()
 
@@ -115,7 +117,7 @@ class Runner:
     @property
     def rows_hold(self) -> bool:
         """Whether rows that evict hold something besides their pages."""
-        return self.evictor is not None and bool(jax.tree.leaves(self._row_shapes()))
+        return self.evictor is not None and bool(jax.tree.leaves(self._row_shapes))
 
     def save_row(self, row: int) -> SavedRow:
         """What `row` holds besides its pages."""
@@ -290,13 +292,8 @@ class Runner:
             programs["cut"] = (cut, ids(), ids(groups), ids(groups), ids(), ids(groups, self.evictor.capacity))
         if self.rows_hold:
             programs["save_row"] = (DeviceState.save_row, ids())
-            programs["load_row"] = (DeviceState.load_row, ids(), self._row_shapes())
+            programs["load_row"] = (DeviceState.load_row, ids(), self._row_shapes)
         return programs
-
-    def _row_shapes(self) -> Any:
-        """Shapes and dtypes of what a row holds besides its pages."""
-        return jax.eval_shape(lambda kv: kv.row_arrays(0), self.state.kv)
-
 
 def _neutral_rows(vocab_size: int, num_rows: int) -> SamplingRows:
     rows = stack_rows([neutral_row(vocab_size)] * num_rows)

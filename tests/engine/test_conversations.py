@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import itertools
 
 import pytest
 
@@ -18,7 +20,7 @@ SETTINGS = dict(max_num_seqs=2, enable_prefix_caching=True, num_decode_steps=2)
 
 
 def policy(name: str, codec: str = "dense") -> dict:
-    return {"preset": name, "codec": codec, **(SMALL if name != "dense" else {})}
+    return {"preset": codec} if name == "dense" else {"preset": name, **SMALL}
 
 
 def turns(engine, name: dict, new: tuple[int, ...] = (19, 1, 40), between=lambda: None, **last) -> list:
@@ -126,28 +128,40 @@ def test_an_aborted_turn_can_be_asked_again(engine):
         assert bits(engine.generate(talk, params)[0]) == wanted[1]
 
 
-def test_memory_pressure_takes_kept_pages_first_and_a_continuation_may_be_preempted(engine):
-    wanted = [bits(output)[0] for output in turns(engine, policy("streaming"))]
-    allocator, before = engine.core.scheduler.allocator, engine.stats()
-    taken = allocator.allocate(allocator.num_free - 34)
+@contextlib.contextmanager
+def room(engine, pages: int):
+    """All but so many pages of the pool are taken."""
+    allocator = engine.core.scheduler.allocator
+    taken = allocator.allocate(allocator.num_free - pages)
     try:
-        long = dataclasses.replace(GREEDY, max_tokens=60)
-        (first,) = engine.generate(HEAD, dataclasses.replace(GREEDY, keep_alive=100.0))
-        engine.generate([NOISE[:200], NOISE[60:260]], long)
-        with pytest.raises(ConversationError, match="running requests needed"):
-            engine.generate([*HEAD, 1], dataclasses.replace(GREEDY, conversation=first.conversation))
-        assert engine.stats()["num_preemptions"] == before["num_preemptions"]
-
-        def crowd():
-            for number in range(2):
-                engine.add_request(f"{number}", NOISE[:230], long, priority=-1)
-
-        assert [bits(output)[0] for output in turns(engine, policy("streaming"), between=crowd)] == wanted
-        assert engine.stats()["num_preemptions"] > before["num_preemptions"]
+        yield
     finally:
         while engine.has_unfinished():
             engine.step()
         allocator.release(taken)
+
+
+def test_memory_pressure_takes_kept_pages_first(engine):
+    before = engine.stats()["num_preemptions"]
+    with room(engine, 34):
+        (first,) = engine.generate(HEAD, dataclasses.replace(GREEDY, keep_alive=100.0))
+        engine.generate([NOISE[:200], NOISE[60:260]], dataclasses.replace(GREEDY, max_tokens=60))
+    with pytest.raises(ConversationError, match="running requests needed"):
+        engine.generate([*HEAD, 1], dataclasses.replace(GREEDY, conversation=first.conversation))
+    assert engine.stats()["num_preemptions"] == before
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_a_continuation_that_is_preempted(engine, name):
+    wanted, names = [bits(output)[0] for output in turns(engine, policy(name))], itertools.count()
+
+    def crowd():
+        engine.add_request(f"{next(names)}", NOISE[:200], dataclasses.replace(GREEDY, max_tokens=100), priority=-1)
+
+    before = engine.stats()["num_preemptions"]
+    with room(engine, 22):
+        assert [bits(output)[0] for output in turns(engine, policy(name), between=crowd)] == wanted
+    assert engine.stats()["num_preemptions"] > before
 
 
 def test_what_is_kept_is_counted_and_expires(engine):
