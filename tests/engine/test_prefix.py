@@ -127,3 +127,30 @@ def test_salts_of_tenants():
         assert seen == [0, 0, 0, 144]
         with pytest.raises(RequestError, match="cache_salt"):
             SamplingParams(cache_salt="")
+
+
+@pytest.mark.parametrize(
+    ("codec", "names"),
+    (
+        ("dense", ("keydiff", "snapkv")),
+        pytest.param("dense", ("expected_attention", "random_keep"), marks=pytest.mark.slow),
+        pytest.param("int8", ("keydiff", "snapkv"), marks=pytest.mark.slow),
+    ),
+)
+def test_questions_on_a_document_start_from_what_its_eviction_left(codec, names):
+    policies = [{"preset": name, "budget": 48, "sink": 3, "recent": 12, "window": 12, "pool": 3} for name in names]
+    declared = [codec, *policies]
+    prompts = [{"prompt_token_ids": PROMPT + OTHER[n : n + 20], "compress_at": 150} for n in range(0, 80, 20)]
+    with caching(sparsity=declared, num_decode_steps=3) as warm, tiny_engine(sparsity=declared) as cold:
+        for policy in policies:
+            params = dataclasses.replace(GREEDY, max_tokens=20, sparsity=policy)
+            wanted = [bits(cold.generate(prompt, params)[0]) for prompt in prompts]
+            for turn in range(2):
+                outputs = [warm.generate(prompt, params)[0] for prompt in prompts]
+                assert [bits(output) for output in outputs] == wanted
+                assert [output.num_cached_tokens for output in outputs][1 - turn :] == [150] * (3 + turn)
+            salted = dataclasses.replace(params, cache_salt=policy["preset"])
+            together = warm.generate(prompts, salted)
+            assert [tokens for o in together for tokens, _ in bits(o)] == [t for one in wanted for t, _ in one]
+            assert [output.num_cached_tokens for output in together] == [0, 150, 150, 150]
+        assert warm.stats()["kv_live_pages"] == 0
