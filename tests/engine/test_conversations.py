@@ -10,6 +10,7 @@ import pytest
 
 from sparsejax import EngineConfig, SamplingParams
 from sparsejax.errors import ConfigError, ConversationError, RequestError
+from tests.cache.test_latent import stored_as
 from tests.engine.models import random_prompts, text_engine, tiny_engine, warm_greedy
 
 SMALL = {"budget": 40, "sink": 3, "recent": 12, "window": 12, "pool": 3, "interval": 17}
@@ -88,6 +89,18 @@ def test_a_continuation_is_the_uninterrupted_sequence_under_every_eviction(name)
     with warm_greedy(tiny_engine(sparsity=["dense", policy(name), policy("snapkv")], **SETTINGS)) as engine:
         check_turns(engine, (name,))
         assert engine.stats()["compiles_after_warmup"] == 0
+
+
+@pytest.mark.slow
+def test_a_continuation_of_latents(tmp_path_factory):
+    """Their full pages are kept, centers among them; the open one is computed again."""
+    sparsity = stored_as("deltakv", tmp_path_factory)
+    with tiny_engine(sparsity=sparsity, **SETTINGS) as engine:
+        outputs = turns(engine, None)
+        said = [len(output.prompt_token_ids) + 12 for output in outputs]
+        for before, output in zip(said, outputs[1:], strict=False):
+            assert output.num_cached_tokens == (before - 1) // 16 * 16
+            assert bits(output)[0] == bits(engine.generate(output.prompt_token_ids, GREEDY)[0])[0]
 
 
 @pytest.mark.parametrize("codec", ("int8", pytest.param("int4", marks=pytest.mark.slow)))

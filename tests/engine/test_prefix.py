@@ -9,6 +9,7 @@ import pytest
 
 from sparsejax import SamplingParams
 from sparsejax.errors import RequestError
+from tests.cache.test_latent import stored_as
 from tests.engine.models import random_prompts, tiny_engine
 
 (PROMPT,) = random_prompts(0, (150,))
@@ -29,10 +30,14 @@ def bits(output) -> list:
     ]
 
 
-@pytest.fixture(scope="module", params=["dense", pytest.param("int8", marks=pytest.mark.slow), "int4"])
-def engines(request):
+SLOW = tuple(pytest.param(codec, marks=pytest.mark.slow) for codec in ("int8", "fp8", "deltakv"))
+
+
+@pytest.fixture(scope="module", params=["dense", "int4", *SLOW])
+def engines(request, tmp_path_factory):
     """One engine that caches prefixes and one that does not."""
-    with caching(sparsity=request.param) as warm, tiny_engine(sparsity=request.param) as cold:
+    sparsity = stored_as(request.param, tmp_path_factory)
+    with caching(sparsity=sparsity) as warm, tiny_engine(sparsity=sparsity) as cold:
         yield warm, cold
 
 
