@@ -30,14 +30,13 @@ class Prefixes:
         """Gives a waiting sequence the cached pages that it begins with. False: better ones are about to come."""
         if sequence.root is None or sequence.pages:
             return True
-        if sequence.cut_names:
-            pages = self.cache.match(sequence.cut_names)
-            if len(pages) == len(sequence.cut_names):
-                self.allocator.share(pages)
-                sequence.start_cut(pages)
-                return True
-            if self.is_coming(sequence.cut_names[0]):
-                return False
+        left = self.left(sequence)
+        if left:
+            self.allocator.share(left)
+            sequence.start_cut(left)
+            return True
+        if left is not None:
+            return False
         if sequence.awaits in self._coming:
             return False
         wanted = self.wanted(sequence)
@@ -59,6 +58,14 @@ class Prefixes:
                 sequence.num_computed += count
                 sequence.num_cached = sequence.num_computed
         return True
+
+    def left(self, sequence: Sequence) -> list[int] | None:
+        """The pages that the eviction of a waiting sequence would leave; none of them while another one is about to
+        publish them, and None where nobody has them."""
+        pages, names = self.cache.match(sequence.cut_names), sequence.cut_names
+        if names and len(pages) == len(names):
+            return pages
+        return [] if names and self.is_coming(names[0]) else None
 
     def wanted(self, sequence: Sequence) -> list[bytes]:
         """Hashes of the full pages that a sequence may start from."""

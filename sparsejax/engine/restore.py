@@ -46,7 +46,7 @@ class Restores:
                 self._prefixes.withdraw(sequence, fetch.hashes)
                 num_running += 1  # it will: what comes after it must not take its room
         for sequence in islice(waiting, LOOKAHEAD):
-            if sequence.root is None or sequence.looked_below:
+            if sequence.root is None or sequence.looked_below or self._prefixes.left(sequence) is not None:
                 continue
             if not sequence.pages or self._could_go_on(sequence, num_running):
                 self._look(sequence)

@@ -214,6 +214,7 @@ class Scheduler:
         return True
 
     def _wanted(self, sequence: Sequence) -> list[int]:
+        """By group, free pages with which `sequence` is admitted."""
         peaks = sequence.peak_pages(len(sequence.tokens), self.limits.page_size)
         places = zip(peaks, sequence.tables, self._shared(sequence), strict=True)
         return [peak - len(pages) + len(shared) + len(self.running) for peak, pages, shared in places]
