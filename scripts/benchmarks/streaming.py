@@ -17,7 +17,7 @@ M50 = random_model.Shape("m50", hidden=512, layers=16, heads=8, kv_heads=4, head
 PROMPT, NEW = 192, 32
 HEADER = (
     *("step", "whole, ms (min to max)", "streamed, ms (min to max)", "streamed / whole", "MB copied a step"),
-    *("copies alone, ms", "of the copies hidden"),
+    *("copies alone, ms", "of that not added to a step"),
 )
 
 
