@@ -1,4 +1,4 @@
-"""Collect what a model's layers store: ``python -m train.collect --out runs/kv --source tasks --sequences 64``.
+"""Collect what a model's layers store: ``python -m train.collect --out runs/kv --data tasks --sequences 64``.
 
 Sequences come from a text file, a JSONL file (its field ``text``) or the built-in tasks. Each shard is one file;
 shards that are there already are kept, so an interrupted run goes on. The manifest says what was read and from which
@@ -148,13 +148,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", help="checkpoint; the one in the package if not given")
     parser.add_argument("--out", required=True)
-    parser.add_argument("--source", default="tasks", help="text file, .jsonl file, or 'tasks'")
+    parser.add_argument("--data", default="tasks", help="text file, .jsonl file, or 'tasks'")
     parser.add_argument("--sequences", type=int, default=64)
     parser.add_argument("--length", type=int, default=512)
     args = parser.parse_args()
     model = load_model(args.model)
     tokenizer = load_tokenizer(model.path)
-    facts = collect(model, tokenizer, args.out, Source(args.source), count=args.sequences, length=args.length)
+    facts = collect(model, tokenizer, args.out, Source(args.data), count=args.sequences, length=args.length)
     print(f"{facts['count']} sequences of {facts['length']} tokens in {args.out}")
 
 

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import orbax.checkpoint as ocp
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from pallas_kernels.deltakv import Grid, Weights
 from sparsejax.evaluation.plot import load_pyplot
@@ -105,19 +105,23 @@ class Trainer:
         data: tuple[np.ndarray, np.ndarray, list[np.ndarray]],
         *,
         held_out: int = 4,
+        metric: dict[str, Float[Array, "A W W"]] | None = None,
     ) -> None:
-        """`data` is what `train.collect.load_layers` gives; its last `held_out` sequences are for evaluation."""
+        """`data` is what `train.collect.load_layers` gives; its last `held_out` sequences are for evaluation.
+
+        `metric` is what `sensitivities` gives for the others; it is made where it is needed and not given.
+        """
         self.model, self.settings, self.out = model, settings, Path(out).absolute()
         self.tokens, self.weights = data[0][:-held_out], data[1][:-held_out]
         rest = tuple(jnp.asarray(part[-held_out:]) for part in data[:2])
         sparse = [layer for layer in range(model.config.num_layers) if layer not in settings.filter_layers]
-        metric = {}
-        if settings.sensitivity:
+        if metric is None and settings.sensitivity:
             metric = sensitivities(model, self.tokens, sparse, settings.groups, settings.seed)
         names, made = list(map(str, sparse)), jax.jit(pairs_of, static_argnums=(1, 2))
         self.pairs, self.held = {}, {}
         for name in names:
-            found = made(data[2][int(name)], settings.grid, settings.groups, metric.get(name))
+            one = metric[name] if settings.sensitivity else None
+            found = made(data[2][int(name)], settings.grid, settings.groups, one)
             cut = len(found.tokens) * (len(data[0]) - held_out) // len(data[0])
             self.pairs[name], self.held[name] = found.part(slice(cut)), found.part(slice(cut, None))
         sizes = (settings.latent // settings.groups, settings.inner // settings.groups)
@@ -198,6 +202,11 @@ class Trainer:
                 self.manager.save(self.step, args=ocp.args.StandardSave(self._tree()), force=True)
                 self.manager.wait_until_finished()
 
+    def evaluate(self) -> dict[str, float]:
+        """What the parameters lose on the sequences held out: relative error, and divergence from dense in nats."""
+        apart = self._divergence(self.params, self.model.params, self.rest)
+        return {"error": self._error(self.params), "divergence": float(apart)}
+
     def _error(self, params: dict[str, Weights]) -> float:
         return float(self._mean_error(params, self.held, self.settings.grid))
 
@@ -216,11 +225,9 @@ class Trainer:
 
     def _report(self, stage: str, loss: float | None) -> None:
         """Logs a row and keeps the parameters where they are the best so far."""
-        error = score = self._error(self.params)
-        apart = None
-        if stage in ("refit", "model"):
-            apart = float(self._divergence(self.params, self.model.params, self.rest))
-            score = apart + self.settings.reconstruction * error
+        found = self.evaluate() if stage in ("refit", "model") else {"error": self._error(self.params)}
+        error, apart = found["error"], found.get("divergence")
+        score = error if apart is None else apart + self.settings.reconstruction * error
         if score < self.score:
             self.best, self.score = self.params, np.float32(score)
         path = self.out / "log.csv"

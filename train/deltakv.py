@@ -58,7 +58,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", help="checkpoint; the one in the package if not given")
     parser.add_argument("--out", required=True, help="folder for the collection, checkpoints, export and results")
-    parser.add_argument("--source", default="tasks", help="text file, .jsonl file, or 'tasks'")
+    parser.add_argument("--data", default="tasks", help="text file, .jsonl file, or 'tasks'")
     parser.add_argument("--sequences", type=int, default=64)
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--latent", type=int, default=64)
@@ -70,14 +70,14 @@ def main() -> None:
     parser.add_argument("--model-steps", type=int, default=0)
     parser.add_argument("--refit", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--sensitivity", action=argparse.BooleanOptionalAction, default=True)
-    parser.add_argument("--cases", nargs="+", default=list(CASES))
+    parser.add_argument("--cases", nargs="*", default=list(CASES))
     parser.add_argument("--eval-length", type=int, default=512)
     parser.add_argument("--samples", type=int, default=16)
     args = parser.parse_args()
     out = Path(args.out)
     model = load_model(args.model)
     tokenizer = load_tokenizer(model.path)
-    facts = collect(model, tokenizer, out / "kv", Source(args.source), count=args.sequences, length=args.length)
+    facts = collect(model, tokenizer, out / "kv", Source(args.data), count=args.sequences, length=args.length)
     settings = Settings(
         grid=Grid(neighbours=args.neighbours),
         latent=args.latent,

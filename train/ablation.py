@@ -1,0 +1,95 @@
+"""What each choice costs, one at a time: ``python -m train.ablation --out runs/ablation --json ablation.json``.
+
+Compressors differ from a base in one setting. Each row has the share of bytes, the error of reconstruction and the
+divergence of answers on sequences held out from it. All start from principal components; those that are to be trained
+go through both stages. A run that was interrupted goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from pallas_kernels.deltakv import Grid
+from sparsejax.cache.plan import Plan, cache_bytes
+from sparsejax.models.loader import LoadedModel, load_model
+from sparsejax.models.tokenizer import load_tokenizer
+from train.collect import Source, collect, load_layers
+from train.compressor import Settings, Trainer
+from train.sensitivity import sensitivities
+
+BASE = Settings(grid=Grid(neighbours=4), latent=32, inner=32, filter_layers=(0, 1), filter_codec="int4", layer_steps=0)
+GRIDS: dict[str, dict[str, Any]] = {
+    **{f"{count} neighbours": {"neighbours": count} for count in (1, 2, 8)},
+    **{f"stride {stride}": {"stride": stride} for stride in (8, 32)},
+    "latents int8": {"latents": "int8"},
+    "latents not rounded": {"latents": "none"},
+    "centers not rounded": {"centers": "none"},
+}
+OTHERS: dict[str, dict[str, Any]] = {
+    **{f"latent {width}": {"latent": width} for width in (16, 24, 48, 64)},
+    "keys and values alike": {"sensitivity": False},
+    "g not refitted": {"refit": False},
+    "filter layers int8": {"filter_codec": "int8"},
+    "filter layer 0 only": {"filter_layers": (0,)},
+}
+TRAINED: dict[str, dict[str, Any]] = {
+    "trained": {},
+    "trained, g not refitted": {"refit": False},
+    "trained without rounding": {"rounding": False},
+}
+TOKENS = 131072
+
+
+def variations(layer_steps: int, model_steps: int) -> dict[str, Settings]:
+    """Settings by what is changed, the base first."""
+    made = {"base": BASE}
+    made |= {name: dataclasses.replace(BASE, grid=dataclasses.replace(BASE.grid, **one)) for name, one in GRIDS.items()}
+    made |= {name: dataclasses.replace(BASE, **one) for name, one in OTHERS.items()}
+    steps = {"layer_steps": layer_steps, "model_steps": model_steps}
+    return made | {name: dataclasses.replace(BASE, **steps, **one) for name, one in TRAINED.items()}
+
+
+def measure(model: LoadedModel, settings: Settings, out: Path, data: Any, metric: Any, held_out: int) -> dict[str, Any]:
+    """One row: bytes, and what is lost on the sequences held out."""
+    trainer = Trainer(model, settings, out, data, held_out=held_out, metric=metric)
+    trainer.run()
+    plan = Plan(settings.grid, settings.latent, settings.filter_layers, settings.filter_codec)
+    held = cache_bytes(model.config, plan, TOKENS)
+    return {"share": held["total"] / held["dense"], **trainer.evaluate()}
+
+
+def main() -> None:
+    """Command line entry."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", help="checkpoint; the one in the package if not given")
+    parser.add_argument("--out", required=True, help="folder for the collection and checkpoints")
+    parser.add_argument("--json", required=True, help="file for the rows")
+    parser.add_argument("--data", default="tasks", help="text file, .jsonl file, or 'tasks'")
+    parser.add_argument("--sequences", type=int, default=48)
+    parser.add_argument("--length", type=int, default=512)
+    parser.add_argument("--held-out", type=int, default=8)
+    parser.add_argument("--layer-steps", type=int, default=50)
+    parser.add_argument("--model-steps", type=int, default=100)
+    args = parser.parse_args()
+    out, model = Path(args.out), load_model(args.model)
+    shape = {"count": args.sequences, "length": args.length}
+    facts = collect(model, load_tokenizer(model.path), out / "kv", Source(args.data), **shape)
+    data, rows, metrics = load_layers(out / "kv"), [], {}
+    for name, settings in variations(args.layer_steps, args.model_steps).items():
+        sparse = tuple(layer for layer in range(model.config.num_layers) if layer not in settings.filter_layers)
+        if settings.sensitivity and sparse not in metrics:
+            metrics[sparse] = sensitivities(model, data[0][: -args.held_out], sparse, settings.groups, settings.seed)
+        metric = metrics[sparse] if settings.sensitivity else None
+        row = measure(model, settings, out / name.replace(" ", "-"), data, metric, args.held_out)
+        rows.append({"changed": name, **row})
+        print(rows[-1], flush=True)
+        result = {"settings": vars(args), "base": dataclasses.asdict(BASE), "rows": rows}
+        Path(args.json).write_text(json.dumps(result | {"base_model": facts["base_model"]}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
