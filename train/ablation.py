@@ -15,9 +15,8 @@ from typing import Any
 
 from pallas_kernels.deltakv import Grid
 from sparsejax.cache.plan import Plan, cache_bytes
-from sparsejax.models.loader import LoadedModel, load_model
-from sparsejax.models.tokenizer import load_tokenizer
-from train.collect import Source, collect, load_layers
+from sparsejax.models.loader import LoadedModel
+from train.collect import add_arguments, collect_from, load_layers
 from train.compressor import Settings, Trainer
 from train.sensitivity import sensitivities
 
@@ -65,19 +64,15 @@ def measure(model: LoadedModel, settings: Settings, out: Path, data: Any, metric
 def main() -> None:
     """Command line entry."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", help="checkpoint; the one in the package if not given")
+    add_arguments(parser)
     parser.add_argument("--out", required=True, help="folder for the collection and checkpoints")
     parser.add_argument("--json", required=True, help="file for the rows")
-    parser.add_argument("--data", default="tasks", help="text file, .jsonl file, or 'tasks'")
-    parser.add_argument("--sequences", type=int, default=48)
-    parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--held-out", type=int, default=8)
     parser.add_argument("--layer-steps", type=int, default=50)
     parser.add_argument("--model-steps", type=int, default=100)
     args = parser.parse_args()
-    out, model = Path(args.out), load_model(args.model)
-    shape = {"count": args.sequences, "length": args.length}
-    facts = collect(model, load_tokenizer(model.path), out / "kv", Source(args.data), **shape)
+    out = Path(args.out)
+    model, _, facts = collect_from(args, out / "kv")
     data, rows, metrics = load_layers(out / "kv"), [], {}
     for name, settings in variations(args.layer_steps, args.model_steps).items():
         sparse = tuple(layer for layer in range(model.config.num_layers) if layer not in settings.filter_layers)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -42,13 +43,14 @@ COLUMNS = ("step", "stage", "loss", "error", "divergence")
 class Settings:
     """What decides a run; a stage's rate warms up over `warmup` of its steps and falls to a tenth by a cosine.
 
+    `latent` is the width of every sparse layer, or one for each in their order (see `train.calibrate.rates`).
     `reconstruction` weighs the error of reconstruction in stage ``model``, where the divergence has weight 1. With
     `sensitivity` errors of vectors count by what they do to the model's answers (see `train.sensitivity`), without it
     keys and values alike.
     """
 
     grid: Grid = Grid()
-    latent: int = 64
+    latent: int | tuple[int, ...] = 64
     inner: int = 128
     groups: int = 1
     filter_layers: tuple[int, ...] = (0,)
@@ -66,6 +68,11 @@ class Settings:
     refit: bool = True
     sensitivity: bool = True
     seed: int = 0
+
+    def widths(self, names: Sequence[str]) -> dict[str, int]:
+        """Latent width of each sparse layer."""
+        each = (self.latent,) * len(names) if isinstance(self.latent, int) else self.latent
+        return dict(zip(names, each, strict=True))
 
 
 def divergence(
@@ -124,8 +131,11 @@ class Trainer:
             found = made(data[2][int(name)], settings.grid, settings.groups, one)
             cut = len(found.tokens) * (len(data[0]) - held_out) // len(data[0])
             self.pairs[name], self.held[name] = found.part(slice(cut)), found.part(slice(cut, None))
-        sizes = (settings.latent // settings.groups, settings.inner // settings.groups)
-        self.params = {n: principal(self.pairs[n], *sizes, settings.seed) for n in names}
+        self.metric, inner = metric, settings.inner // settings.groups
+        self.params = {
+            name: principal(self.pairs[name], width // settings.groups, inner, settings.seed)
+            for name, width in settings.widths(names).items()
+        }
         self.best, self.score = self.params, np.float32(np.inf)
         self.optimizers = _optimizers(settings)
         self.state = self.optimizers[0].init(self.params)
