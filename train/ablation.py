@@ -16,6 +16,7 @@ from typing import Any
 from pallas_kernels.deltakv import Grid
 from sparsejax.cache.plan import Plan, cache_bytes
 from sparsejax.models.loader import LoadedModel
+from train.calibrate import rates
 from train.collect import add_arguments, collect_from, load_layers
 from train.compressor import Settings, Trainer
 from train.sensitivity import sensitivities
@@ -40,6 +41,8 @@ TRAINED: dict[str, dict[str, Any]] = {
     "trained, g not refitted": {"refit": False},
     "trained without rounding": {"rounding": False},
 }
+RATES = "a width for each layer"
+CHOICES = (8, 16, 24, 32, 40, 48, 64)
 TOKENS = 131072
 
 
@@ -47,7 +50,7 @@ def variations(layer_steps: int, model_steps: int) -> dict[str, Settings]:
     """Settings by what is changed, the base first."""
     made = {"base": BASE}
     made |= {name: dataclasses.replace(BASE, grid=dataclasses.replace(BASE.grid, **one)) for name, one in GRIDS.items()}
-    made |= {name: dataclasses.replace(BASE, **one) for name, one in OTHERS.items()}
+    made |= {name: dataclasses.replace(BASE, **one) for name, one in OTHERS.items()} | {RATES: BASE}
     steps = {"layer_steps": layer_steps, "model_steps": model_steps}
     return made | {name: dataclasses.replace(BASE, **steps, **one) for name, one in TRAINED.items()}
 
@@ -58,7 +61,7 @@ def measure(model: LoadedModel, settings: Settings, out: Path, data: Any, metric
     trainer.run()
     plan = Plan(settings.grid, settings.latent, settings.filter_layers, settings.filter_codec)
     held = cache_bytes(model.config, plan, TOKENS)
-    return {"share": held["total"] / held["dense"], **trainer.evaluate()}
+    return {"latent": settings.latent, "share": held["total"] / held["dense"], **trainer.evaluate()}
 
 
 def main() -> None:
@@ -79,6 +82,10 @@ def main() -> None:
         if settings.sensitivity and sparse not in metrics:
             metrics[sparse] = sensitivities(model, data[0][: -args.held_out], sparse, settings.groups, settings.seed)
         metric = metrics[sparse] if settings.sensitivity else None
+        if name == RATES:
+            first = Trainer(model, settings, out / "start", data, held_out=args.held_out, metric=metric)
+            chosen = rates(first.pairs, metric, settings.grid, CHOICES, BASE.latent)
+            settings = dataclasses.replace(settings, latent=chosen)
         row = measure(model, settings, out / name.replace(" ", "-"), data, metric, args.held_out)
         rows.append({"changed": name, **row})
         print(rows[-1], flush=True)

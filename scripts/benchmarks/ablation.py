@@ -14,5 +14,7 @@ def table(stored: dict[str, Any]) -> str:
     rows, base = [HEADER], stored["rows"][0]["divergence"]
     for row in stored["rows"]:
         share, apart = f"{100 * row['share']:.1f}", row["divergence"]
-        rows.append((row["changed"], share, f"{row['error']:.4f}", f"{apart:.6f}", f"{apart / base:.2f}"))
+        widths = row["latent"]
+        name = row["changed"] + ("" if isinstance(widths, int) else f" ({', '.join(map(str, widths))})")
+        rows.append((name, share, f"{row['error']:.4f}", f"{apart:.6f}", f"{apart / base:.2f}"))
     return f"{markdown(rows)}\n"
