@@ -32,7 +32,8 @@ POLICIES: dict[str, dict[str, Any]] = {
     "int8": {"preset": "int8"},
     "int4": {"preset": "int4"},
     "quest, int4": {"preset": "quest", "codec": "int4"},
-    "turbo, int4": {"preset": "turbo", "codec": "int4"},
+    "turbo, bf16 pages": {"preset": "turbo", "codec": "dense"},
+    "turbo, no dense layers": {"preset": "turbo", "dense_layers": 0},
     "deltakv": {"preset": "deltakv"},
 }
 

@@ -12,7 +12,7 @@ from sparsejax.errors import ConfigError, RequestError
 from sparsejax.sparsity.eviction import MOST_CLASSES, Eviction, bands
 from sparsejax.sparsity.keep_rows import pack_keep
 from sparsejax.sparsity.kinds import ALL
-from sparsejax.sparsity.policy import SparsityConfig
+from sparsejax.sparsity.policy import SparsityConfig, yields_codec
 from sparsejax.sparsity.rows import pack_policy
 from sparsejax.sparsity.selector import Selector
 
@@ -50,7 +50,7 @@ class Policies:
             return self.default
         try:
             policy = SparsityConfig.coerce(params.sparsity)
-            if policy.codec is None:
+            if policy.codec is None or yields_codec(params.sparsity):
                 policy = dataclasses.replace(policy, codec=self.default.codec)
             if policy.codec == self.default.codec:
                 policy = self._settled(policy)

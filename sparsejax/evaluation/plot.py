@@ -27,13 +27,15 @@ def load_pyplot() -> Any:
 
 
 KINDS = {"held": "held by decode steps", "step": "read by a decode step"}
+ANSWERS = {"mean of the learned cells": lambda one: one.accuracy, "worst learned cell": lambda one: one.worst.accuracy}
+MARKERS = "osD^v"
 MEGABYTE = 1e6
 
 
 def draw(evaluation: Evaluation, path: str | Path) -> None:
     """Writes a picture of accuracy against bytes held and bytes read: one line per preset over its budgets.
 
-    The mean of the learned cells is solid, the worst of them dashed.
+    The mean of the learned cells stands above, the worst of them below.
     """
     pyplot = load_pyplot()
     lines: dict[str, list[Summary]] = {}
@@ -41,21 +43,21 @@ def draw(evaluation: Evaluation, path: str | Path) -> None:
         summary = summarize(evaluation, result)
         if summary.worst is not None and result.kv:
             lines.setdefault(result.policy.method, []).append(summary)
-    figure, panels = pyplot.subplots(1, 2, figsize=(11, 4.5), sharey=True)
+    figure, panels = pyplot.subplots(2, 2, figsize=(12, 7), sharex=True, sharey=True, layout="constrained")
+    for row, (title, answer) in zip(panels, ANSWERS.items(), strict=True):
+        row[0].set_ylabel(f"exact answers, %: {title}")
+        for axes, kind in zip(row, KINDS, strict=True):
+            for index, (preset, found) in enumerate(lines.items()):
+                points = sorted((getattr(one.result.kv[-1], kind) / MEGABYTE, 100 * answer(one)) for one in found)
+                style = {"color": pyplot.cm.tab20(index % 20), "marker": MARKERS[index % len(MARKERS)]}
+                axes.plot(*zip(*points, strict=True), label=preset, **style)
+            axes.grid(alpha=0.3)
     longest = max(evaluation.suite.lengths)
-    for axes, (kind, words) in zip(panels, KINDS.items(), strict=True):
-        for index, (preset, found) in enumerate(lines.items()):
-            found = sorted(found, key=lambda one: getattr(one.result.kv[-1], kind))
-            across, color = [getattr(one.result.kv[-1], kind) / MEGABYTE for one in found], f"C{index % 10}"
-            axes.plot(across, [100 * one.accuracy for one in found], "o-", color=color, label=preset)
-            axes.plot(across, [100 * one.worst.accuracy for one in found], "x--", color=color)
+    for axes, words in zip(panels[1], KINDS.values(), strict=True):
         axes.set_xlabel(f"KV megabytes {words} at {longest} tokens")
-        axes.set_xlim(left=0)
-        axes.grid(alpha=0.3)
-    panels[0].set_ylabel("exact answers, % (dashed: worst learned cell)")
-    panels[0].set_ylim(-3, 103)
+    panels[0, 0].set_xlim(left=0)
+    panels[0, 0].set_ylim(-3, 103)
     if lines:
-        panels[1].legend()
-    figure.tight_layout()
-    figure.savefig(path, dpi=150)
+        figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside right center")
+    figure.savefig(path, dpi=120)
     pyplot.close(figure)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -51,6 +50,5 @@ def read_filters(model: LoadedModel) -> tuple[int, ...] | None:
 
 def with_filters(policy: SparsityConfig, measured: Callable[[], tuple[int, ...] | None]) -> SparsityConfig:
     """The policy with the `measured` filter layers where it says ``"auto"``; asked for only then."""
-    if policy.filter_layers != "auto":
-        return policy
-    return dataclasses.replace(policy, filter_layers=measured() or "auto")
+    layers = measured() if policy.filter_layers == "auto" else None
+    return policy if layers is None else policy.settled(layers)

@@ -14,6 +14,7 @@ from sparsejax.errors import ConfigError
 from sparsejax.sparsity import valid
 from sparsejax.sparsity.eviction import Keep
 from sparsejax.sparsity.kinds import ALL, SELECTS, Select
+from sparsejax.sparsity.valid import PLAIN_CODECS
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,8 @@ class SparsityConfig:
         filter_layers: layers that select; the layers after each of them reuse its list, those before the first
             read everything. ``"auto"`` takes those that were measured for the model (`sparsejax calibrate`), or
             spreads three over the depth; None is every layer for itself.
-        dense_layers: so many first layers read everything.
+        dense_layers: so many first layers read everything. Of ``"auto"`` the filter layers after them remain, and the
+            first layer after them becomes one.
         recall_every: measure at every n-th position, with a dense pass, which share of the attention probability
             the selection captured; 0 never does.
         recall_floor: where the mean over layers falls under this share, the row's budget doubles, and past the
@@ -155,13 +157,22 @@ class SparsityConfig:
         if self.filter_layers is None:
             return self
         if self.filter_layers == "auto":
-            return dataclasses.replace(self, filter_layers=filters)
+            later = tuple(layer for layer in filters if layer >= self.dense_layers)
+            return dataclasses.replace(self, filter_layers=later or filters[-1:], dense_layers=0)
         if others := sorted(set(self.filter_layers) - set(filters)):
             raise ConfigError(
                 f"filter_layers={self.filter_layers}: layers {others} hold latents and cannot select; choose of "
                 f"{filters}, or leave it at 'auto'."
             )
         return self
+
+    def settled(self, filters: tuple[int, ...]) -> SparsityConfig:
+        """This policy with the filter layers of the model where it says ``"auto"``."""
+        if self.filter_layers != "auto":
+            return self
+        if self.dense_layers:
+            filters = (self.dense_layers, *(layer for layer in filters if layer > self.dense_layers))
+        return dataclasses.replace(self, filter_layers=filters)
 
     def page_counts(self, num_prompt: int, page_size: int) -> PageCounts:
         """Budget, sinks and recents of a request in pages; the budget holds what is pinned."""
@@ -189,11 +200,9 @@ class SparsityConfig:
             ConfigError: a filter layer is none of the model's.
         """
         layers = range(num_layers)
-        filters = self.filter_layers
-        if filters == "auto":
-            filters = spread_filters(num_layers)
-        if self.kind is ALL:
+        if self.kind is ALL or self.dense_layers >= num_layers:
             return tuple(Role.READ_ALL for _ in layers)
+        filters = self.settled(spread_filters(num_layers)).filter_layers
         if filters is None:
             return tuple(Role.READ_ALL if layer < self.dense_layers else Role.SELECT for layer in layers)
         if filters[-1] >= num_layers:
@@ -246,7 +255,7 @@ PRESETS: dict[str, SparsityConfig] = {
     "oracle": SparsityConfig(select="oracle"),
     "quest": SparsityConfig(select="quest"),
     "omnikv": SparsityConfig(select="omnikv", filter_layers="auto"),
-    "turbo": SparsityConfig(select="quest", filter_layers="auto", interval=4),
+    "turbo": SparsityConfig(select="quest", filter_layers="auto", dense_layers=2, codec="int4"),
     "streaming": SparsityConfig(Keep("streaming", interval=256)),
     "snapkv": SparsityConfig(Keep("snapkv")),
     "pyramidkv": SparsityConfig(Keep("snapkv", beta=20.0)),
@@ -262,6 +271,13 @@ PRESETS: dict[str, SparsityConfig] = {
 }
 
 
+def yields_codec(value: Any) -> bool:
+    """Whether a policy brings its preset's codec unasked, which gives way to one that is named (`turbo` over int8)."""
+    written = isinstance(value, SparsityConfig) or (isinstance(value, Mapping) and "codec" in value)
+    policy = SparsityConfig.coerce(value)
+    return not written and policy.kind is not ALL and policy.codec in PLAIN_CODECS
+
+
 def declared(value: Any) -> tuple[SparsityConfig, ...]:
     """What an engine offers: one policy or several, the first of them its default, all with the same codec.
 
@@ -272,7 +288,8 @@ def declared(value: Any) -> tuple[SparsityConfig, ...]:
     if not values:
         raise ConfigError("sparsity=() names no policy; give at least 'dense'.")
     policies = tuple(SparsityConfig.coerce(item) for item in values)
-    codecs = sorted({policy.codec for policy in policies if policy.codec is not None})
+    firm = {policy.codec for item, policy in zip(values, policies, strict=True) if not yields_codec(item)}
+    codecs = sorted(firm - {None} or {policy.codec for policy in policies} - {None})
     if len(codecs) > 1:
         raise ConfigError(
             f"sparsity names the codecs {' and '.join(codecs)}, but an engine stores all pages in one: give every "

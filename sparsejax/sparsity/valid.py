@@ -101,10 +101,10 @@ def refusals(config: SparsityConfig) -> list[str]:
             f"filter_layers={config.filter_layers!r}: lists of pages pass from layer to layer, but with "
             f"beta={config.keep.beta:g} layers hold different numbers of pages; leave one of them out."
         )
-    if config.dense_layers and config.filter_layers is not None:
+    if isinstance(config.filter_layers, tuple) and config.filter_layers[0] < config.dense_layers:
         reasons.append(
-            f"dense_layers={config.dense_layers}: layers before the first filter layer read everything; leave it at 0 "
-            f"and let filter_layers begin where they end."
+            f"dense_layers={config.dense_layers}: layer {config.filter_layers[0]} reads everything, so it cannot be in "
+            f"filter_layers={config.filter_layers}; let them begin at {config.dense_layers}, or give dense_layers=0."
         )
     if config.stride is not None and kind is not SELECTS["strided"]:
         reasons.append(f"stride={config.stride}: only select='strided' reads every n-th page; leave it out.")

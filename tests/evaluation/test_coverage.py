@@ -78,13 +78,15 @@ def test_an_engine_takes_what_was_measured_and_requests_do_too(tmp_path):
     loaded = load_model(tmp_path / "copy")
     write_filters(tmp_path / "copy", loaded, (0, 5))
     settings = dict(max_model_len=64, max_num_seqs=1, max_num_batched_tokens=32, warmup="none")
-    with Engine.from_loaded(loaded, sparsity=("turbo", "dense"), **settings) as engine:
+    with Engine.from_loaded(loaded, sparsity=("omnikv", "quest"), **settings) as engine:
         policies = engine.core._policies
         assert policies.default.filter_layers == (0, 5)
-        asked = policies.of(SamplingParams(sparsity={"preset": "turbo", "budget": 32}), 20)
+        asked = policies.of(SamplingParams(sparsity={"preset": "omnikv", "budget": 32}), 20)
         assert (asked.filter_layers, asked.budget) == ((0, 5), 32)
-        given = policies.of(SamplingParams(sparsity={"preset": "turbo", "filter_layers": (0, 2)}), 20)
+        given = policies.of(SamplingParams(sparsity={"preset": "omnikv", "filter_layers": (0, 2)}), 20)
         assert given.filter_layers == (0, 2)
+        later = policies.of(SamplingParams(sparsity="turbo"), 20)
+        assert (later.filter_layers, later.codec) == ((2, 5), "dense"), "where its dense layers end, and after"
     with tiny_engine(sparsity="turbo", warmup="none") as engine:
         assert engine.core._policies.default.filter_layers == "auto"  # nothing was measured: spread over the depth
 

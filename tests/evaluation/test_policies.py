@@ -27,10 +27,10 @@ def test_what_reads_and_keeps_everything_takes_no_budget() -> None:
 
 
 def test_a_preset_may_be_changed() -> None:
-    given = {"preset": "turbo", "filter_layers": [0, 3], "top_p": 0.9, "codec": "int4"}
+    given = {"preset": "turbo", "filter_layers": [2, 3], "top_p": 0.9, "codec": "int4"}
     _, half, quarter, fixed = make_policies((given, given | {"budget": 64}), (0.5, 0.25))
-    assert half.sparsity == given | {"budget": 0.5, "filter_layers": (0, 3)} and half.store == "int4"
-    assert half.label == "turbo filter_layers=0+3 top_p=0.9 codec=int4 0.5"
+    assert half.sparsity == given | {"budget": 0.5, "filter_layers": (2, 3)} and half.store == "int4"
+    assert half.label == "turbo filter_layers=2+3 top_p=0.9 codec=int4 0.5"
     assert half.method == quarter.method == fixed.method and fixed.budget == 64
     with pytest.raises(ConfigError, match="no parameter of 'turbo'"):
         make_policies(({"preset": "turbo", "top": 1},))

@@ -26,6 +26,7 @@ from sparsejax.models.tokenizer import load_tokenizer
 from tests.engine.models import random_prompts, tiny_engine
 
 TOGETHER = EngineConfig(max_num_seqs=4, max_num_batched_tokens=64, num_decode_steps=1)
+FILTERED = (("filter_layers", (0, 1)), ("interval", 4))
 SUITE = Suite(cases=("niah_multikey", "kv_dense_turns", "qa"), lengths=(96, 160), samples=5, seed=7)
 
 
@@ -101,20 +102,20 @@ def test_the_engine_counts_the_bytes(shipped: tuple[Any, Any], alone: Evaluation
 def test_evicted_tokens_and_coded_pages_hold_fewer_bytes() -> None:
     (prompt,) = random_prompts(3, (150,))
     request, cost = Request(tuple(prompt), len(prompt), Turn("", ("a",), frozenset(), False, "")), {}
-    policies = DENSE, Policy("snapkv", 48), Policy("int8"), Policy("quest", 64), Policy("turbo", 64)
+    policies = DENSE, Policy("snapkv", 48), Policy("int8"), Policy("quest", 64), Policy("quest", 64, FILTERED)
     for group in by_store(policies).values():
         with tiny_engine(sparsity=[policy.sparsity for policy in group], warmup="none") as engine:
             for policy in group:
                 engine.generate(prompt, SamplingParams(max_tokens=3))  # what it leaves behind is not counted
                 cost[policy] = measure_kv(engine, policy, request)
-    dense, evicted, coded, quest, turbo = (cost[policy] for policy in policies)
+    dense, evicted, coded, quest, filtered = (cost[policy] for policy in policies)
     assert dense.read == dense.held and dense.seconds > 0
     assert evicted.read == evicted.held < 0.6 * dense.held and evicted.peak > 2 * evicted.held
     assert coded.read == coded.held < 0.7 * dense.held
-    # Least and largest of each channel of K: one part in 16 of K and V of 10 full or open pages. turbo reads them in
-    # one of four steps.
+    # Least and largest of each channel of K: one part in 16 of K and V of 10 full or open pages. An
+    # interval of 4 reads them in one of four steps.
     page_bytes = 2 * 2 * 2 * 16 * 16 * 4
-    assert quest.bounds == 10 * page_bytes / 16 == 4 * turbo.bounds and dense.bounds == evicted.bounds == 0
+    assert quest.bounds == 10 * page_bytes / 16 == 4 * filtered.bounds and dense.bounds == evicted.bounds == 0
     assert quest.step == quest.read + quest.bounds
 
 

@@ -16,12 +16,13 @@ from tests.engine.models import random_prompts, tiny_engine, tiny_model, warm_gr
 
 PROMPTS = random_prompts(5, (3, 150, 40, 230, 90))
 GREEDY = SamplingParams(temperature=0.0, max_tokens=16, ignore_eos=True, logprobs=0)
-SELECTS = ("window", "quest", "oracle", "turbo")
+TURBO = {"preset": "turbo", "dense_layers": 0, "interval": 4}  # two layers are all that there are
+SELECTS = ("window", "quest", "oracle", TURBO)
 
 
-def asking(name: str, **parameters) -> SamplingParams:
-    parameters = {"budget": 64, "sink": 16, "recent": 16, **parameters}
-    return dataclasses.replace(GREEDY, sparsity={"preset": name, **parameters})
+def asking(select: str | dict, **parameters) -> SamplingParams:
+    preset = {"preset": select} if isinstance(select, str) else select
+    return dataclasses.replace(GREEDY, sparsity={**preset, "budget": 64, "sink": 16, "recent": 16, **parameters})
 
 
 def tokens(outputs):
@@ -41,9 +42,9 @@ def everything(engine):
     return tokens(engine.generate(PROMPTS, GREEDY))
 
 
-@pytest.mark.parametrize("name", SELECTS)
-def test_a_budget_that_covers_the_sequence_reads_everything(engine, everything, name):
-    assert tokens(engine.generate(PROMPTS, asking(name, budget=512))) == everything
+@pytest.mark.parametrize("select", SELECTS, ids=str)
+def test_a_budget_that_covers_the_sequence_reads_everything(engine, everything, select):
+    assert tokens(engine.generate(PROMPTS, asking(select, budget=512))) == everything
 
 
 def test_every_policy_gives_in_a_mixed_batch_what_it_gives_alone(engine, everything):
@@ -59,9 +60,9 @@ def test_every_policy_gives_in_a_mixed_batch_what_it_gives_alone(engine, everyth
 
 def chunks_and_batches_change_nothing(engine, **other) -> None:
     """Alone in `engine`, and together in one with chunks of 12 tokens; a covering budget reads everything."""
-    names, prompts = ("quest", "turbo"), PROMPTS[2:4]
-    ways = [(name, budget) for name in names for budget in (64, 512)]
-    requests = [(prompt, asking(name, budget=budget)) for name, budget in ways for prompt in prompts]
+    selects, prompts = ("quest", TURBO), PROMPTS[2:4]
+    ways = [(select, budget) for select in selects for budget in (64, 512)]
+    requests = [(prompt, asking(select, budget=budget)) for select, budget in ways for prompt in prompts]
     alone = [tokens(engine.generate(prompt, params))[0] for prompt, params in requests]
     everything = tokens(engine.generate(prompts, GREEDY))
     with tiny_engine(max_num_seqs=4, max_num_batched_tokens=16, **other) as narrow:
@@ -71,13 +72,13 @@ def chunks_and_batches_change_nothing(engine, **other) -> None:
 
 
 def test_chunks_and_batches_change_nothing(engine):
-    chunks_and_batches_change_nothing(engine, model=tiny_model(positions=4096), sparsity=("int4", "quest", "turbo"))
+    chunks_and_batches_change_nothing(engine, model=tiny_model(positions=4096), sparsity=("int4", "quest", TURBO))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("codec", ["int8", "fp8"])
 def test_chunks_and_batches_change_nothing_in_other_codes(codec):
-    sparsity = (codec, "quest", "turbo")
+    sparsity = (codec, "quest", TURBO)
     with tiny_engine(sparsity=sparsity, max_num_seqs=4) as engine:
         chunks_and_batches_change_nothing(engine, sparsity=sparsity)
 
@@ -122,7 +123,10 @@ def test_policies_of_an_engine_share_one_codec():
     assert {policy.codec for policy in declared(("int8", "quest", {"preset": "window", "codec": "int8"}))} == {"int8"}
     assert {policy.codec for policy in declared(("quest", "window"))} == {"dense"}
     assert {policy.codec for policy in declared(("snapkv", "int4"))} == {"int4"}
-    for mixed in (("dense", "int8"), ("int8", "int4"), ({"preset": "quest", "codec": "fp8"}, "int8")):
+    assert {policy.codec for policy in declared(("quest", "turbo"))} == {"int4"}
+    assert {policy.codec for policy in declared(("turbo", "fp8"))} == {"fp8"}, "a preset's own codec gives way"
+    firm = {"preset": "turbo", "codec": "int4"}
+    for mixed in (("dense", "int8"), ("int8", firm), ({"preset": "quest", "codec": "fp8"}, "int8")):
         with pytest.raises(ConfigError, match="stores all pages in one"):
             declared(mixed)
     with pytest.raises(ConfigError, match="'int3' is not one of 'dense', 'int8'"):

@@ -236,4 +236,11 @@ def test_roles_of_layers():
     assert roles(select="quest", filter_layers=[1, 3]) == (read, select, reuse, select)
     assert roles(select="omnikv", filter_layers=(0, 2)) == (both, reuse, both, reuse)
     assert roles(select="omnikv", filter_layers="auto") == (both, both, both, reuse)
-    assert SparsityConfig.preset("turbo").layer_roles(32).index(select, 1) == 8
+    assert roles(select="quest", filter_layers="auto", dense_layers=1) == (read, select, select, reuse)
+    assert roles(select="quest", filter_layers=(3,), dense_layers=2) == (read, read, read, select)
+    turbo = SparsityConfig.preset("turbo")
+    assert [turbo.layer_roles(32).count(role) for role in (read, select, reuse)] == [2, 3, 27]
+    assert turbo.settled((0, 1, 3)).layer_roles(6) == (read, read, select, select, reuse, reuse)
+    assert turbo.layer_roles(2) == (read, read)
+    with pytest.raises(ConfigError, match="layer 1 reads everything, so it cannot be in"):
+        SparsityConfig(select="quest", filter_layers=(1, 3), dense_layers=2)
