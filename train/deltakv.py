@@ -18,6 +18,8 @@ from sparsejax.cache.codecs.compressor import Compressor, fingerprint, save_comp
 from sparsejax.cache.plan import Plan, cache_bytes
 from sparsejax.evaluation.suite import make_cell
 from sparsejax.models.loader import LoadedModel
+from sparsejax.sparsity.calibration import read_filters
+from sparsejax.sparsity.policy import spread_filters
 from train.answers import exact_answers
 from train.calibrate import rates, refitted
 from train.collect import add_arguments, collect_from, load_layers
@@ -62,7 +64,7 @@ def main() -> None:
     parser.add_argument("--rates", type=int, nargs="+", metavar="WIDTH", help="choose a width for each layer of these")
     parser.add_argument("--inner", type=int, default=128, help="width inside f")
     parser.add_argument("--neighbours", type=int, default=4, help="references that a token's base averages")
-    parser.add_argument("--filter-layers", type=int, nargs="+", default=[0])
+    parser.add_argument("--filter-layers", type=int, nargs="+", help="default: as `sparsejax calibrate` measured")
     parser.add_argument("--filter-codec", default="int4", choices=("int8", "int4"))
     parser.add_argument("--layer-steps", type=int, default=200)
     parser.add_argument("--model-steps", type=int, default=0)
@@ -80,7 +82,7 @@ def main() -> None:
         grid=Grid(neighbours=args.neighbours),
         latent=args.latent,
         inner=args.inner,
-        filter_layers=tuple(args.filter_layers),
+        filter_layers=tuple(args.filter_layers or read_filters(model) or spread_filters(model.config.num_layers)),
         filter_codec=args.filter_codec,
         layer_steps=args.layer_steps,
         model_steps=args.model_steps,

@@ -21,7 +21,7 @@ SMALL = "--sequences 6 --length 64 --layer-steps 2 --model-steps 2 --cases kv_de
 def documented() -> list[str]:
     """The arguments of the page's command for the embedded model."""
     text = DOCS.read_text().replace("\\\n", " ")
-    (line,) = (line for line in text.splitlines() if "python -m train.deltakv --out runs/small" in line)
+    (line,) = (line for line in text.splitlines() if "python -m train.deltakv --out runs/trained" in line)
     return shlex.split(line.strip())[3:]
 
 
