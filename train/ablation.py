@@ -21,7 +21,7 @@ from train.collect import add_arguments, collect_from, load_layers
 from train.compressor import Settings, Trainer
 from train.sensitivity import sensitivities
 
-BASE = Settings(grid=Grid(neighbours=4), latent=48, inner=64, filter_layers=(0, 1), filter_codec="int4", layer_steps=0)
+BASE = Settings(grid=Grid(neighbours=4), latent=32, inner=32, filter_layers=(0, 1), filter_codec="int4", layer_steps=0)
 GRIDS: dict[str, dict[str, Any]] = {
     **{f"{count} neighbours": {"neighbours": count} for count in (1, 2, 8)},
     **{f"stride {stride}": {"stride": stride} for stride in (8, 32)},
@@ -30,7 +30,7 @@ GRIDS: dict[str, dict[str, Any]] = {
     "centers not rounded": {"centers": "none"},
 }
 OTHERS: dict[str, dict[str, Any]] = {
-    **{f"latent {width}": {"latent": width} for width in (16, 32, 64)},
+    **{f"latent {width}": {"latent": width} for width in (16, 24, 48, 64)},
     "keys and values alike": {"sensitivity": False},
     "g not refitted": {"refit": False},
     "filter layers int8": {"filter_codec": "int8"},

@@ -35,6 +35,7 @@ from train.calibrate import refitted
 from train.history import CompressedHistory
 from train.pairs import Pairs, mean_error, pairs_of, principal
 from train.sensitivity import sensitivities
+from train.spread import Spread
 
 COLUMNS = ("step", "stage", "loss", "error", "divergence")
 
@@ -113,11 +114,17 @@ class Trainer:
         *,
         held_out: int = 4,
         metric: dict[str, Float[Array, "A W W"]] | None = None,
+        devices: Sequence[jax.Device] | None = None,
     ) -> None:
         """`data` is what `train.collect.load_layers` gives; its last `held_out` sequences are for evaluation.
 
-        `metric` is what `sensitivities` gives for the others; it is made where it is needed and not given.
+        `metric` is what `sensitivities` gives for the others; it is made where it is needed and not given. Batches are
+        spread over the `devices`, all of them if they are not named.
+
+        Raises:
+            ConfigError: a batch cannot be spread evenly.
         """
+        self.spread = Spread.over(devices or jax.devices(), rows=settings.rows, pages=settings.pages)
         self.model, self.settings, self.out = model, settings, Path(out).absolute()
         self.tokens, self.weights = data[0][:-held_out], data[1][:-held_out]
         rest = tuple(jnp.asarray(part[-held_out:]) for part in data[:2])
@@ -132,10 +139,11 @@ class Trainer:
             cut = len(found.tokens) * (len(data[0]) - held_out) // len(data[0])
             self.pairs[name], self.held[name] = found.part(slice(cut)), found.part(slice(cut, None))
         self.metric, inner = metric, settings.inner // settings.groups
-        self.params = {
+        start = {
             name: principal(self.pairs[name], width // settings.groups, inner, settings.seed)
             for name, width in settings.widths(names).items()
         }
+        self.params, self.frozen = self.spread.everywhere((start, model.params))
         self.best, self.score = self.params, np.float32(np.inf)
         self.optimizers = _optimizers(settings)
         self.state = self.optimizers[0].init(self.params)
@@ -179,9 +187,9 @@ class Trainer:
         if self.step < self.settings.layer_steps:
             some = next(iter(self.pairs.values()))
             chosen = rng.integers(0, len(some.tokens), self.settings.pages)
-            return {name: pairs.part(chosen) for name, pairs in self.pairs.items()}
+            return {name: pairs.part(chosen).over(self.spread) for name, pairs in self.pairs.items()}
         chosen = rng.integers(0, len(self.tokens), self.settings.rows)
-        return jnp.asarray(self.tokens[chosen]), jnp.asarray(self.weights[chosen])
+        return self.spread.split((self.tokens[chosen], self.weights[chosen]))
 
     def run(self, *, until: int | None = None, report_every: int = 10) -> None:
         """Trains to step `until`, or to the end, writing ``log.csv`` and checkpoints at every report.
@@ -199,7 +207,7 @@ class Trainer:
         while self.step < until:
             first = self.step < switch
             advance = self._stages[not first]
-            self.params, self.state, loss = advance(self.params, self.state, self.model.params, self._batch())
+            self.params, self.state, loss = advance(self.params, self.state, self.frozen, self._batch())
             losses.append(loss)
             self.step += 1
             if self.step % report_every == 0 or self.step in (until, switch):
@@ -214,7 +222,7 @@ class Trainer:
 
     def evaluate(self) -> dict[str, float]:
         """What the parameters lose on the sequences held out: relative error, and divergence from dense in nats."""
-        apart = self._divergence(self.params, self.model.params, self.rest)
+        apart = self._divergence(self.params, self.frozen, self.rest)
         return {"error": self._error(self.params), "divergence": float(apart)}
 
     def _error(self, params: dict[str, Weights]) -> float:

@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from pallas_kernels.deltakv import Grid, Weights
 from sparsejax.cache.codecs.compressor import Compressor, fingerprint, save_compressor
 from sparsejax.cache.plan import Plan, cache_bytes
@@ -68,6 +70,7 @@ def main() -> None:
     parser.add_argument("--filter-codec", default="int4", choices=("int8", "int4"))
     parser.add_argument("--layer-steps", type=int, default=200)
     parser.add_argument("--model-steps", type=int, default=0)
+    parser.add_argument("--rows", type=int, default=jax.device_count(), help="sequences of a batch of the second stage")
     parser.add_argument("--refit", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--sensitivity", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--cases", nargs="*", default=list(CASES))
@@ -86,6 +89,7 @@ def main() -> None:
         filter_codec=args.filter_codec,
         layer_steps=args.layer_steps,
         model_steps=args.model_steps,
+        rows=args.rows,
         refit=args.refit,
         sensitivity=args.sensitivity,
     )

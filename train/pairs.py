@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 
 from pallas_kernels.deltakv import Grid, Weights, base_of, code_sequence, compress, expand, stored_latents, vectors
 from train.sensitivity import root
+from train.spread import Spread
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +27,11 @@ class Pairs:
     def part(self, chosen: Any) -> Pairs:
         """Those of some pages."""
         return dataclasses.replace(self, tokens=self.tokens[chosen], bases=self.bases[chosen])
+
+    def over(self, spread: Spread) -> Pairs:
+        """The same with its pages cut among devices."""
+        tokens, bases = spread.split((self.tokens, self.bases))
+        return Pairs(tokens, bases, spread.everywhere(self.root))
 
 
 jax.tree_util.register_dataclass(Pairs, ["tokens", "bases", "root"], [])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 
@@ -14,7 +16,8 @@ from sparsejax.models.files import EMBEDDED
 from sparsejax.models.loader import load_model
 from train import deltakv
 
-DOCS = Path(__file__).resolve().parents[2] / "docs" / "deltakv.md"
+ROOT = Path(__file__).resolve().parents[2]
+DOCS = ROOT / "docs" / "deltakv.md"
 SMALL = "--sequences 6 --length 64 --layer-steps 2 --model-steps 2 --cases kv_dense --eval-length 96 --samples 1"
 
 
@@ -38,3 +41,12 @@ def test_the_documented_command_ends_with_a_compressor_and_a_table(tmp_path, mon
     assert rows >= {("none", "dense"), ("trained", "sealed")}
     assert found["share_of_bytes"] < 0.2
     assert (tmp_path / "loss.svg").exists() and (tmp_path / "log.csv").exists()
+
+
+@pytest.mark.slow
+def test_two_devices_train_what_one_does(tmp_path):
+    """In a process of its own, which pretends to have two."""
+    settings = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
+    script = [sys.executable, "-m", "tests.train.two_devices", str(tmp_path)]
+    done = subprocess.run(script, env=settings, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
