@@ -64,6 +64,13 @@ def measure(model: LoadedModel, settings: Settings, out: Path, data: Any, metric
     return {"latent": settings.latent, "share": held["total"] / held["dense"], **trainer.evaluate()}
 
 
+def measured(path: Path, result: dict[str, Any]) -> list[dict[str, Any]]:
+    """Rows that a file has of the same settings."""
+    stored = json.loads(path.read_text()) if path.exists() else {}
+    rows = stored.pop("rows", [])
+    return rows if stored == json.loads(json.dumps(result)) else []
+
+
 def main() -> None:
     """Command line entry."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -76,8 +83,12 @@ def main() -> None:
     args = parser.parse_args()
     out = Path(args.out)
     model, _, facts = collect_from(args, out / "kv")
-    data, rows, metrics = load_layers(out / "kv"), [], {}
+    data, metrics, path = load_layers(out / "kv"), {}, Path(args.json)
+    result = {"settings": vars(args), "base": dataclasses.asdict(BASE), "base_model": facts["base_model"]}
+    rows = measured(path, result)
     for name, settings in variations(args.layer_steps, args.model_steps).items():
+        if any(row["changed"] == name for row in rows):
+            continue
         sparse = tuple(layer for layer in range(model.config.num_layers) if layer not in settings.filter_layers)
         if settings.sensitivity and sparse not in metrics:
             metrics[sparse] = sensitivities(model, data[0][: -args.held_out], sparse, settings.groups, settings.seed)
@@ -89,8 +100,7 @@ def main() -> None:
         row = measure(model, settings, out / name.replace(" ", "-"), data, metric, args.held_out)
         rows.append({"changed": name, **row})
         print(rows[-1], flush=True)
-        result = {"settings": vars(args), "base": dataclasses.asdict(BASE), "rows": rows}
-        Path(args.json).write_text(json.dumps(result | {"base_model": facts["base_model"]}, indent=1) + "\n")
+        path.write_text(json.dumps(result | {"rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
