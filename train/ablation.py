@@ -23,7 +23,7 @@ from train.sensitivity import sensitivities
 
 BASE = Settings(grid=Grid(neighbours=4), latent=32, inner=32, filter_layers=(0, 1), filter_codec="int4", layer_steps=0)
 GRIDS: dict[str, dict[str, Any]] = {
-    **{f"{count} neighbours": {"neighbours": count} for count in (1, 2, 8)},
+    **{f"neighbours {count}": {"neighbours": count} for count in (1, 2, 8)},
     **{f"stride {stride}": {"stride": stride} for stride in (8, 32)},
     "latents int8": {"latents": "int8"},
     "latents not rounded": {"latents": "none"},
