@@ -18,7 +18,7 @@ from train import deltakv
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs" / "deltakv.md"
-SMALL = "--sequences 6 --length 64 --layer-steps 2 --model-steps 2 --cases kv_dense --eval-length 96 --samples 1"
+SMALL = "--sequences 6 --length 128 --layer-steps 2 --model-steps 2 --cases kv_dense --eval-length 128 --samples 1"
 
 
 def documented() -> list[str]:
