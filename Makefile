@@ -22,7 +22,7 @@ test: $(VENV)/.test  ## all quick tests
 	@$(PY) -m pytest -m "not slow and not aot and not ray and not clients" -n 2 --dist loadfile $(PYTEST_ARGS)
 
 test-slow: $(VENV)/.test  ## the long sweeps
-	@$(PY) -m pytest -m slow $(PYTEST_ARGS)
+	@XLA_FLAGS= $(PY) -m pytest -m slow $(PYTEST_ARGS)
 
 test-aot: $(VENV)/.aot  ## compile the kernels for GPU and TPU without owning either (large download)
 	@$(PY) -m pytest -m aot $(PYTEST_ARGS)

@@ -150,7 +150,8 @@ def _moved(case: Case, target: Target):
     dim, extents = case.head_dim, (POOL_TOKENS // case.page, KV_HEADS, case.page, case.head_dim)
     dense = target.pools(*extents, DTYPES.get(case.dtype, jnp.bfloat16))
     if case.op == "page_bounds":
-        width = -(-2 * dim // 128) * 128
+        padded = dense[0].shape[-1] != dim
+        width = -(-2 * dim // 128) * 128 if padded else 2 * dim
         pools = (_shape(extents[0], KV_HEADS, width, dtype=dense[0].dtype), dense[0])
     else:
         pools, coded = dense, target.coded_pools(*extents, case.dtype)

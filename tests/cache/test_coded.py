@@ -32,10 +32,11 @@ def logprobs(choice) -> list[float]:
 
 
 def assert_close(ours, theirs) -> None:
-    """Close log-probabilities. A value between two codes may fall to either of them: rarely one differs by more."""
+    """Close log-probabilities. A value between two codes may fall to either of them, and all tokens after it see that:
+    the last bits of two programs differ, and a step between codes of 4 bits is a sixteenth of the value."""
     apart = np.abs(np.asarray(ours) - np.asarray(theirs))
-    assert np.median(apart) < 1e-5
-    assert apart.max() < 2e-2
+    assert np.median(apart) < 1e-4
+    assert apart.max() < 5e-2
 
 
 def assert_same(ours, theirs) -> None:

@@ -140,9 +140,7 @@ def test_mass_that_another_list_was_given_is_noticed(monkeypatch):
 BUGS = {
     "a page is not waited for": (stream, "copy.wait()", "pass"),
     "ids are not waited for": (stream, "self.chunk_copy(r, chunk, slot).wait()", "pass"),
-    "the buffer in use is filled": (
-        stream, "self.fetch_after(me, block, 1 - buffer)", "self.fetch_after(me, block, buffer)",
-    ),
+    "the buffer in use is filled": (stream, "buf.at[buffer, :, j]", "buf.at[0, :, j]"),
     "a wrong page": (stream, "self.ids[slot, 0, at + j], buffer", "self.ids[slot, 0, at], buffer"),
     "a mask one token short": (stream, "seen = place <= self.newest(query)", "seen = place < self.newest(query)"),
     "a mask one token long": (stream, "seen = place <= self.newest(query)", "seen = place <= self.newest(query) + 1"),
