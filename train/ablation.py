@@ -30,17 +30,13 @@ GRIDS: dict[str, dict[str, Any]] = {
     "centers not rounded": {"centers": "none"},
 }
 OTHERS: dict[str, dict[str, Any]] = {
-    **{f"latent {width}": {"latent": width} for width in (16, 24, 48, 64)},
     "keys and values alike": {"sensitivity": False},
     "g not refitted": {"refit": False},
     "filter layers int8": {"filter_codec": "int8"},
     "filter layer 0 only": {"filter_layers": (0,)},
 }
-TRAINED: dict[str, dict[str, Any]] = {
-    "trained": {},
-    "trained, g not refitted": {"refit": False},
-    "trained without rounding": {"rounding": False},
-}
+WIDTHS: dict[str, dict[str, Any]] = {f"latent {width}": {"latent": width} for width in (16, 48, 64, 24)}
+TRAINED: dict[str, dict[str, Any]] = {"trained": {}, "trained without rounding": {"rounding": False}}
 RATES = "a width for each layer"
 CHOICES = (8, 16, 24, 32, 40, 48, 64)
 TOKENS = 131072
@@ -48,11 +44,11 @@ TOKENS = 131072
 
 def variations(layer_steps: int, model_steps: int) -> dict[str, Settings]:
     """Settings by what is changed, the base first."""
-    made = {"base": BASE}
-    made |= {name: dataclasses.replace(BASE, grid=dataclasses.replace(BASE.grid, **one)) for name, one in GRIDS.items()}
-    made |= {name: dataclasses.replace(BASE, **one) for name, one in OTHERS.items()} | {RATES: BASE}
     steps = {"layer_steps": layer_steps, "model_steps": model_steps}
-    return made | {name: dataclasses.replace(BASE, **steps, **one) for name, one in TRAINED.items()}
+    changes = WIDTHS | {name: steps | one for name, one in TRAINED.items()} | OTHERS
+    made = {"base": BASE} | {name: dataclasses.replace(BASE, **one) for name, one in changes.items()} | {RATES: BASE}
+    grids = {name: dataclasses.replace(BASE.grid, **one) for name, one in GRIDS.items()}
+    return made | {name: dataclasses.replace(BASE, grid=grid) for name, grid in grids.items()}
 
 
 def measure(model: LoadedModel, settings: Settings, out: Path, data: Any, metric: Any, held_out: int) -> dict[str, Any]:
