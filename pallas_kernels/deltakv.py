@@ -130,13 +130,20 @@ def stored_latents(z: Float[Array, "*S O A C"], grid: Grid) -> Float[Array, "*S 
     if grid.latents == "none":
         return z
     parts = lax.stop_gradient(jnp.moveaxis(z, -3, -2))
-    return through(z, jnp.moveaxis(codes.decode(*_coded(parts, grid.latents, -2)), -2, -3))
+    read = codes.decode(*_coded(parts, grid.latents, -2))[..., : z.shape[-3], :]
+    return through(z, jnp.moveaxis(read, -2, -3))
+
+
+def even_rows(coded: Array) -> Array:
+    """int4 codes [.., O, C] two rows to a byte, a row of zeros after an odd number of them."""
+    padding = ((0, 0),) * (coded.ndim - 2) + ((0, coded.shape[-2] % 2), (0, 0))
+    return codes.pack(jnp.pad(coded, padding))
 
 
 def _coded(values: Array, codec: str, axis: int) -> tuple[Array, str, int, Array, Array | None]:
-    """The arguments of `codes.decode` for values as stored; scales in bfloat16."""
+    """The arguments of `codes.decode` for values as stored; scales in bfloat16, int4 with an even number of rows."""
     coded, scale, zero = codes.encode(values, codec, axis, jnp.bfloat16)
-    return (codes.pack(coded) if codec == "int4" else coded), codec, axis, scale, zero
+    return (even_rows(coded) if codec == "int4" else coded), codec, axis, scale, zero
 
 
 def squared_distances(x: Float[Array, "T X"], centers: Float[Array, "M X"]) -> Float[Array, "T M"]:

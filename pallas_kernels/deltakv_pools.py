@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int, Shaped
 
 from pallas_kernels import codes
 from pallas_kernels.checks import require, shape_of
-from pallas_kernels.deltakv import Grid, base_of, expand, whole_page
+from pallas_kernels.deltakv import Grid, base_of, even_rows, expand, whole_page
 
 SCALE = jnp.bfloat16
 
@@ -117,7 +117,7 @@ def put_latents(pools: DeltaPools, target: Int[Array, ""], z: Float[Array, "O A 
         return pools._replace(latents=pools.latents.at[target].set(z.astype(pools.latents.dtype)))
     coded, scale, zero = codes.encode(z, grid.latents, -2, SCALE)
     if zero is not None:
-        coded = codes.pack(jnp.pad(coded, ((0, 0), (0, grid.others % 2), (0, 0))))
+        coded = even_rows(coded)
     sides = jnp.stack([scale] if zero is None else [scale, zero], axis=-2)
     return pools._replace(
         latents=pools.latents.at[target].set(coded), latent_scales=pools.latent_scales.at[target].set(sides)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from pallas_kernels.deltakv import Grid, Weights
 from sparsejax.errors import ConfigError
-from train.pairs import Pairs, latents
+from train.pairs import Pairs, latents, principal, squared_error
 
 
 def refitted(weights: Weights, pairs: Pairs, grid: Grid, ridge: float = 1e-4) -> Weights:
@@ -19,6 +20,27 @@ def refitted(weights: Weights, pairs: Pairs, grid: Grid, ridge: float = 1e-4) ->
     gram += ridge * jnp.trace(gram, axis1=1, axis2=2)[:, None, None] / gram.shape[1] * jnp.eye(gram.shape[1])
     cross = jnp.einsum("tac,taw->acw", z, wanted)
     return weights | {"g": jnp.linalg.solve(gram, cross).swapaxes(1, 2)}
+
+
+def rates(
+    pairs: Mapping[str, Pairs],
+    metric: Mapping[str, Float[Array, "A W W"]],
+    grid: Grid,
+    choices: Sequence[int],
+    mean: int,
+) -> tuple[int, ...]:
+    """A latent width for each layer, of ascending `choices` and `mean` on average at most, for the least divergence.
+
+    What a width costs is the error of principal components under it, as stored, in nats per token: to second order
+    e F e / 2 in the layer's `metric` F (see `train.sensitivity`).
+    """
+    errors = {}
+    for layer, one in pairs.items():
+        groups = one.tokens.shape[2]
+        size = jnp.trace(metric[layer], axis1=1, axis2=2).mean() / metric[layer].shape[1] / 2
+        made = (principal(one, width // groups, 1, 0) for width in choices)
+        errors[int(layer)] = [float(squared_error(weights, one, grid) * size) for weights in made]
+    return tuple(widths(errors, choices, mean * len(errors)).values())
 
 
 def widths(errors: dict[int, Sequence[float]], choices: Sequence[int], budget: int) -> dict[int, int]:

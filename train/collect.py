@@ -1,4 +1,4 @@
-"""Collect what a model's layers store: ``python -m train.collect --out runs/kv --source tasks --sequences 64``.
+"""Collect what a model's layers store: ``python -m train.collect --out runs/kv --data tasks --sequences 64``.
 
 Sequences come from a text file, a JSONL file (its field ``text``) or the built-in tasks. Each shard is one file;
 shards that are there already are kept, so an interrupted run goes on. The manifest says what was read and from which
@@ -143,18 +143,29 @@ def load_layers(path: str | Path) -> tuple[np.ndarray, np.ndarray, list[np.ndarr
     return tokens, weights, kept
 
 
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What says which model reads which sequences."""
+    parser.add_argument("--model", help="checkpoint; the one in the package if not given")
+    parser.add_argument("--data", default="tasks", help="text file, .jsonl file, or 'tasks'")
+    parser.add_argument("--tasks", nargs="+", default=Source.cases, metavar="CASE", help="named twice counts twice")
+    parser.add_argument("--sequences", type=int, default=64)
+    parser.add_argument("--length", type=int, default=512)
+
+
+def collect_from(args: argparse.Namespace, out: str | Path) -> tuple[LoadedModel, Any, dict[str, Any]]:
+    """Collects what the arguments say; returns the model, its tokenizer and the manifest."""
+    model = load_model(args.model)
+    tokenizer, source = load_tokenizer(model.path), Source(args.data, tuple(args.tasks))
+    return model, tokenizer, collect(model, tokenizer, out, source, count=args.sequences, length=args.length)
+
+
 def main() -> None:
     """Command line entry."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", help="checkpoint; the one in the package if not given")
+    add_arguments(parser)
     parser.add_argument("--out", required=True)
-    parser.add_argument("--source", default="tasks", help="text file, .jsonl file, or 'tasks'")
-    parser.add_argument("--sequences", type=int, default=64)
-    parser.add_argument("--length", type=int, default=512)
     args = parser.parse_args()
-    model = load_model(args.model)
-    tokenizer = load_tokenizer(model.path)
-    facts = collect(model, tokenizer, args.out, Source(args.source), count=args.sequences, length=args.length)
+    _, _, facts = collect_from(args, args.out)
     print(f"{facts['count']} sequences of {facts['length']} tokens in {args.out}")
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import orbax.checkpoint as ocp
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from pallas_kernels.deltakv import Grid, Weights
 from sparsejax.evaluation.plot import load_pyplot
@@ -34,6 +35,7 @@ from train.calibrate import refitted
 from train.history import CompressedHistory
 from train.pairs import Pairs, mean_error, pairs_of, principal
 from train.sensitivity import sensitivities
+from train.spread import Spread
 
 COLUMNS = ("step", "stage", "loss", "error", "divergence")
 
@@ -42,13 +44,14 @@ COLUMNS = ("step", "stage", "loss", "error", "divergence")
 class Settings:
     """What decides a run; a stage's rate warms up over `warmup` of its steps and falls to a tenth by a cosine.
 
+    `latent` is the width of every sparse layer, or one for each in their order (see `train.calibrate.rates`).
     `reconstruction` weighs the error of reconstruction in stage ``model``, where the divergence has weight 1. With
     `sensitivity` errors of vectors count by what they do to the model's answers (see `train.sensitivity`), without it
     keys and values alike.
     """
 
     grid: Grid = Grid()
-    latent: int = 64
+    latent: int | tuple[int, ...] = 64
     inner: int = 128
     groups: int = 1
     filter_layers: tuple[int, ...] = (0,)
@@ -66,6 +69,11 @@ class Settings:
     refit: bool = True
     sensitivity: bool = True
     seed: int = 0
+
+    def widths(self, names: Sequence[str]) -> dict[str, int]:
+        """Latent width of each sparse layer."""
+        each = (self.latent,) * len(names) if isinstance(self.latent, int) else self.latent
+        return dict(zip(names, each, strict=True))
 
 
 def divergence(
@@ -105,23 +113,37 @@ class Trainer:
         data: tuple[np.ndarray, np.ndarray, list[np.ndarray]],
         *,
         held_out: int = 4,
+        metric: dict[str, Float[Array, "A W W"]] | None = None,
+        devices: Sequence[jax.Device] | None = None,
     ) -> None:
-        """`data` is what `train.collect.load_layers` gives; its last `held_out` sequences are for evaluation."""
+        """`data` is what `train.collect.load_layers` gives; its last `held_out` sequences are for evaluation.
+
+        `metric` is what `sensitivities` gives for the others; it is made where it is needed and not given. Batches are
+        spread over the `devices`, all of them if they are not named.
+
+        Raises:
+            ConfigError: a batch cannot be spread evenly.
+        """
+        self.spread = Spread.over(devices or jax.devices(), rows=settings.rows, pages=settings.pages)
         self.model, self.settings, self.out = model, settings, Path(out).absolute()
         self.tokens, self.weights = data[0][:-held_out], data[1][:-held_out]
         rest = tuple(jnp.asarray(part[-held_out:]) for part in data[:2])
         sparse = [layer for layer in range(model.config.num_layers) if layer not in settings.filter_layers]
-        metric = {}
-        if settings.sensitivity:
+        if metric is None and settings.sensitivity:
             metric = sensitivities(model, self.tokens, sparse, settings.groups, settings.seed)
         names, made = list(map(str, sparse)), jax.jit(pairs_of, static_argnums=(1, 2))
         self.pairs, self.held = {}, {}
         for name in names:
-            found = made(data[2][int(name)], settings.grid, settings.groups, metric.get(name))
+            one = metric[name] if settings.sensitivity else None
+            found = made(data[2][int(name)], settings.grid, settings.groups, one)
             cut = len(found.tokens) * (len(data[0]) - held_out) // len(data[0])
             self.pairs[name], self.held[name] = found.part(slice(cut)), found.part(slice(cut, None))
-        sizes = (settings.latent // settings.groups, settings.inner // settings.groups)
-        self.params = {n: principal(self.pairs[n], *sizes, settings.seed) for n in names}
+        self.metric, inner = metric, settings.inner // settings.groups
+        start = {
+            name: principal(self.pairs[name], width // settings.groups, inner, settings.seed)
+            for name, width in settings.widths(names).items()
+        }
+        self.params, self.frozen = self.spread.everywhere((start, model.params))
         self.best, self.score = self.params, np.float32(np.inf)
         self.optimizers = _optimizers(settings)
         self.state = self.optimizers[0].init(self.params)
@@ -165,9 +187,9 @@ class Trainer:
         if self.step < self.settings.layer_steps:
             some = next(iter(self.pairs.values()))
             chosen = rng.integers(0, len(some.tokens), self.settings.pages)
-            return {name: pairs.part(chosen) for name, pairs in self.pairs.items()}
+            return {name: pairs.part(chosen).over(self.spread) for name, pairs in self.pairs.items()}
         chosen = rng.integers(0, len(self.tokens), self.settings.rows)
-        return jnp.asarray(self.tokens[chosen]), jnp.asarray(self.weights[chosen])
+        return self.spread.split((self.tokens[chosen], self.weights[chosen]))
 
     def run(self, *, until: int | None = None, report_every: int = 10) -> None:
         """Trains to step `until`, or to the end, writing ``log.csv`` and checkpoints at every report.
@@ -185,7 +207,7 @@ class Trainer:
         while self.step < until:
             first = self.step < switch
             advance = self._stages[not first]
-            self.params, self.state, loss = advance(self.params, self.state, self.model.params, self._batch())
+            self.params, self.state, loss = advance(self.params, self.state, self.frozen, self._batch())
             losses.append(loss)
             self.step += 1
             if self.step % report_every == 0 or self.step in (until, switch):
@@ -197,6 +219,11 @@ class Trainer:
                     self.params = self.best
                 self.manager.save(self.step, args=ocp.args.StandardSave(self._tree()), force=True)
                 self.manager.wait_until_finished()
+
+    def evaluate(self) -> dict[str, float]:
+        """What the parameters lose on the sequences held out: relative error, and divergence from dense in nats."""
+        apart = self._divergence(self.params, self.frozen, self.rest)
+        return {"error": self._error(self.params), "divergence": float(apart)}
 
     def _error(self, params: dict[str, Weights]) -> float:
         return float(self._mean_error(params, self.held, self.settings.grid))
@@ -216,11 +243,9 @@ class Trainer:
 
     def _report(self, stage: str, loss: float | None) -> None:
         """Logs a row and keeps the parameters where they are the best so far."""
-        error = score = self._error(self.params)
-        apart = None
-        if stage in ("refit", "model"):
-            apart = float(self._divergence(self.params, self.model.params, self.rest))
-            score = apart + self.settings.reconstruction * error
+        found = self.evaluate() if stage in ("refit", "model") else {"error": self._error(self.params)}
+        error, apart = found["error"], found.get("divergence")
+        score = error if apart is None else apart + self.settings.reconstruction * error
         if score < self.score:
             self.best, self.score = self.params, np.float32(score)
         path = self.out / "log.csv"

@@ -7,20 +7,24 @@ compressed history: untrained (principal components), that with g refitted on ro
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from pallas_kernels.deltakv import Grid, Weights
 from sparsejax.cache.codecs.compressor import Compressor, fingerprint, save_compressor
 from sparsejax.cache.plan import Plan, cache_bytes
 from sparsejax.evaluation.suite import make_cell
-from sparsejax.models.loader import LoadedModel, load_model
-from sparsejax.models.tokenizer import load_tokenizer
+from sparsejax.models.loader import LoadedModel
+from sparsejax.sparsity.calibration import read_filters
+from sparsejax.sparsity.policy import spread_filters
 from train.answers import exact_answers
-from train.calibrate import refitted
-from train.collect import Source, collect, load_layers
+from train.calibrate import rates, refitted
+from train.collect import add_arguments, collect_from, load_layers
 from train.compressor import Settings, Trainer, draw
 
 CASES = ("niah_multikey_dense", "kv_dense", "niah_multikey_dense_later", "kv_dense_later")
@@ -56,45 +60,50 @@ def table(
 def main() -> None:
     """Command line entry."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", help="checkpoint; the one in the package if not given")
+    add_arguments(parser)
     parser.add_argument("--out", required=True, help="folder for the collection, checkpoints, export and results")
-    parser.add_argument("--source", default="tasks", help="text file, .jsonl file, or 'tasks'")
-    parser.add_argument("--sequences", type=int, default=64)
-    parser.add_argument("--length", type=int, default=512)
-    parser.add_argument("--latent", type=int, default=64)
+    parser.add_argument("--latent", type=int, default=64, help="width of latents, all KV heads together")
+    parser.add_argument("--rates", type=int, nargs="+", metavar="WIDTH", help="choose a width for each layer of these")
     parser.add_argument("--inner", type=int, default=128, help="width inside f")
     parser.add_argument("--neighbours", type=int, default=4, help="references that a token's base averages")
-    parser.add_argument("--filter-layers", type=int, nargs="+", default=[0])
+    parser.add_argument("--filter-layers", type=int, nargs="+", help="default: as `sparsejax calibrate` measured")
     parser.add_argument("--filter-codec", default="int4", choices=("int8", "int4"))
     parser.add_argument("--layer-steps", type=int, default=200)
     parser.add_argument("--model-steps", type=int, default=0)
+    parser.add_argument("--rows", type=int, default=jax.device_count(), help="sequences of a batch of the second stage")
     parser.add_argument("--refit", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--sensitivity", action=argparse.BooleanOptionalAction, default=True)
-    parser.add_argument("--cases", nargs="+", default=list(CASES))
+    parser.add_argument("--cases", nargs="*", default=list(CASES))
     parser.add_argument("--eval-length", type=int, default=512)
     parser.add_argument("--samples", type=int, default=16)
     args = parser.parse_args()
+    if args.rates and not args.sensitivity:
+        parser.error("--rates compares layers by what they do to answers: leave out --no-sensitivity")
     out = Path(args.out)
-    model = load_model(args.model)
-    tokenizer = load_tokenizer(model.path)
-    facts = collect(model, tokenizer, out / "kv", Source(args.source), count=args.sequences, length=args.length)
+    model, tokenizer, facts = collect_from(args, out / "kv")
     settings = Settings(
         grid=Grid(neighbours=args.neighbours),
         latent=args.latent,
         inner=args.inner,
-        filter_layers=tuple(args.filter_layers),
+        filter_layers=tuple(args.filter_layers or read_filters(model) or spread_filters(model.config.num_layers)),
         filter_codec=args.filter_codec,
         layer_steps=args.layer_steps,
         model_steps=args.model_steps,
+        rows=args.rows,
         refit=args.refit,
         sensitivity=args.sensitivity,
     )
     data = load_layers(out / "kv")
-    start = Trainer(model, settings, out / "start", data).params
-    trainer = Trainer(model, settings, out, data)
+    first = Trainer(model, settings, out / "start", data)
+    if args.rates:
+        chosen = rates(first.pairs, first.metric, settings.grid, sorted(args.rates), args.latent)
+        settings = dataclasses.replace(settings, latent=chosen)
+        first = Trainer(model, settings, out / "start", data, metric=first.metric)
+        print("latent widths", *chosen, flush=True)
+    trainer = Trainer(model, settings, out, data, metric=first.metric)
     trainer.run()
     draw(out / "log.csv", out / "loss.svg")
-    made = compressors(trainer, start)
+    made = compressors(trainer, first.params)
     final = Compressor(settings.grid, {int(name): weights for name, weights in made["trained"].items()})
     save_compressor(out / "export", final, model.config, fingerprint(model.params))
     plan = Plan(settings.grid, settings.latent, settings.filter_layers, settings.filter_codec)

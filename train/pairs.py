@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 
 from pallas_kernels.deltakv import Grid, Weights, base_of, code_sequence, compress, expand, stored_latents, vectors
 from train.sensitivity import root
+from train.spread import Spread
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +27,11 @@ class Pairs:
     def part(self, chosen: Any) -> Pairs:
         """Those of some pages."""
         return dataclasses.replace(self, tokens=self.tokens[chosen], bases=self.bases[chosen])
+
+    def over(self, spread: Spread) -> Pairs:
+        """The same with its pages cut among devices."""
+        tokens, bases = spread.split((self.tokens, self.bases))
+        return Pairs(tokens, bases, spread.everywhere(self.root))
 
 
 jax.tree_util.register_dataclass(Pairs, ["tokens", "bases", "root"], [])
@@ -90,14 +96,19 @@ def latents(weights: Weights, pairs: Pairs, grid: Grid) -> Float[Array, "S O A C
     return stored_latents(compress(weights, pairs.tokens) - compress(weights, pairs.bases), grid)
 
 
+def squared_error(weights: Weights, pairs: Pairs, grid: Grid) -> Array:
+    """Squared error of tokens that are read back in the metric of the pairs, mean over tokens."""
+    return _size(expand(weights, latents(weights, pairs, grid)) + pairs.bases - pairs.tokens, pairs)
+
+
 def pair_error(weights: Weights, pairs: Pairs, grid: Grid) -> Array:
-    """Error of tokens that are read back over their spread, both in the metric of the pairs."""
+    """`squared_error` over the spread of the tokens."""
+    return squared_error(weights, pairs, grid) / _size(pairs.tokens - pairs.tokens.mean((0, 1)), pairs)
 
-    def size(vectors: Array) -> Array:
-        return jnp.square(jnp.einsum("awx,soax->soaw", pairs.root, vectors)).sum()
 
-    read = expand(weights, latents(weights, pairs, grid)) + pairs.bases
-    return size(read - pairs.tokens) / size(pairs.tokens - pairs.tokens.mean((0, 1)))
+def _size(vectors: Float[Array, "S O A W"], pairs: Pairs) -> Array:
+    """Squared length in the metric of the pairs, mean over tokens."""
+    return jnp.square(jnp.einsum("awx,soax->soaw", pairs.root, vectors)).sum((-2, -1)).mean()
 
 
 def mean_error(params: dict[str, Weights], pairs: dict[str, Pairs], grid: Grid) -> Array:

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks import random_model
+from benchmarks import latents, random_model
 from benchmarks.decode_report import decode_table
 from benchmarks.process import Load
 from benchmarks.serve import ROOT, progress
@@ -34,6 +34,7 @@ POLICIES: dict[str, dict[str, Any]] = {
     "quest, int4": {"preset": "quest", "codec": "int4"},
     "turbo, bf16 pages": {"preset": "turbo", "codec": "dense"},
     "turbo, no dense layers": {"preset": "turbo", "dense_layers": 0},
+    "deltakv": {"preset": "deltakv"},
 }
 
 
@@ -93,7 +94,7 @@ def measure(path: Path, context: int, args: argparse.Namespace) -> list[dict[str
     """Seconds per step of every policy. They take turns, the first round is not counted, and the order rotates."""
     model = long_model(path, args.dtype, context)
     steppers = {name: Stepper(model, policy(name, args.keep), context, args.page_size) for name in args.policies}
-    pools = {stepper.codec: random_pools(stepper.group) for stepper in steppers.values()}
+    pools = {stepper.codec: random_pools(stepper.group, context) for stepper in steppers.values()}
     for stepper in steppers.values():
         stepper.fill_bounds(pools[stepper.codec])
     runs, names = [], list(steppers)
@@ -130,20 +131,29 @@ def long_model(path: Path, dtype: str, context: int) -> Any:
     )
 
 
-def random_pools(group: Any) -> tuple:
-    """Normal keys and values, or random codes, in place of a prefill; every layer holds the same ones."""
+def random_pools(group: Any, tokens: int) -> tuple:
+    """Normal keys and values, or random codes, in place of a prefill of `tokens`; layers of one layout hold the same
+    ones."""
     import jax
     import jax.numpy as jnp
+
+    from sparsejax.cache.layout import DenseLayout
 
     def draw(leaf: Any, seed: int) -> Any:
         key = jax.random.key(seed)
         if jnp.issubdtype(leaf.dtype, jnp.floating):
             return jax.random.normal(key, leaf.shape, leaf.dtype)
-        return jax.random.bits(key, leaf.shape, jnp.uint8).astype(leaf.dtype)
+        return jax.random.bits(key, leaf.shape, f"uint{8 * leaf.dtype.itemsize}").astype(leaf.dtype)
 
-    shapes, tree = jax.tree.flatten(jax.eval_shape(group.layout.zeros))
-    pools = jax.tree.unflatten(tree, [draw(shape, seed) for seed, shape in enumerate(shapes)])
-    return tuple(jax.tree.map(jnp.copy, pools) for _ in group.layers)
+    def fill(layout: Any) -> Any:
+        shapes, tree = jax.tree.flatten(jax.eval_shape(layout.zeros))
+        pools = jax.tree.unflatten(tree, [draw(shape, seed) for seed, shape in enumerate(shapes)])
+        if isinstance(layout, DenseLayout) or not layout.latent:
+            return pools
+        return latents.within(pools[0], layout.sealed.grid, tokens), pools[1]
+
+    filled = {layout: fill(layout) for layout in dict.fromkeys(group.layouts)}
+    return tuple(jax.tree.map(jnp.copy, filled[layout]) for layout in group.layouts)
 
 
 class Stepper:
@@ -160,13 +170,18 @@ class Stepper:
         from sparsejax.sparsity.rows import pack_policy
         from sparsejax.sparsity.selector import Selector
 
-        pages, self.codec = context // page_size, policy.codec
-        self.group = make_group(
-            model.config, page_size, model.dtype, ROWS * pages + 1, codec=self.codec, num_rows=ROWS
-        )
+        pages, self.codec, compressor = context // page_size, policy.codec, None
+        sizes = ROWS * pages + 1, ROWS
+        if self.codec == "deltakv":
+            compressor = latents.random_compressor(model.config, page_size)
+            plan = latents.plan_of(compressor, model.config.num_layers)
+            self.group, policy = plan.group(model.config, model.dtype, *sizes), policy.within(plan.filter_layers)
+        else:
+            shape = model.config, page_size, model.dtype, sizes[0]
+            self.group = make_group(*shape, codec=self.codec, num_rows=ROWS)
         selector = Selector.of((policy,), page_size, model.config.num_kv_heads, context)
         table = StepTable.build(ROWS, 2 * ROWS, 1)
-        self.runner = Runner(model, (self.group,), table, pages, None, selector)
+        self.runner = Runner(model, (self.group,), table, pages, None, selector, compressor=compressor)
         self.runner.warm([table.decode(ROWS, 1, greedy=True)])
         packed = None
         if selector is not None:

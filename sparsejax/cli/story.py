@@ -33,9 +33,9 @@ class Line:
 def policies(every: bool = False) -> dict[str, tuple[Any, ...]]:
     """A few presets of each kind or every one, those that take a budget with a quarter of the document, by the codec
     of the engine they need. Each more is compiled into the engine's steps."""
-    from sparsejax.evaluation.policies import ANY_MODEL, by_codec, make_policies
+    from sparsejax.evaluation.policies import ANY_MODEL, by_store, make_policies
 
-    return by_codec(make_policies(ANY_MODEL if every else FEW, budgets=(BUDGET,)))
+    return by_store(make_policies(ANY_MODEL if every else FEW, budgets=(BUDGET,)))
 
 
 def tell(engine: Any, chosen: Sequence[Any]) -> list[Line]:

@@ -195,7 +195,9 @@ class Runner:
             self._table_mirror[at] = page
 
     def _send_tables(self) -> None:
-        self.state = self.state.with_tables(jnp.asarray(self._table_mirror.reshape(len(self._table_mirror), -1)))
+        # A copy: the transfer may read it after this returns, when the mirror already has the next plan's entries.
+        tables = self._table_mirror.reshape(len(self._table_mirror), -1).copy()
+        self.state = self.state.with_tables(jnp.asarray(tables))
 
     def _fill_decode(self, plan: StepPlan, fields: dict[str, np.ndarray]) -> None:
         fields["rows"][:] = self.spare_row

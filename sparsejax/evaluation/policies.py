@@ -41,9 +41,11 @@ class Policy:
         return {"preset": self.preset, **budget, **dict(self.changed)} if budget or self.changed else self.preset
 
     @property
-    def codec(self) -> str:
-        """How pages are stored; an engine has one codec."""
-        return SparsityConfig.coerce(self.sparsity).codec or "dense"
+    def store(self) -> str:
+        """How pages are stored, which is one for all policies of an engine: the codec and, of ``deltakv``, what was
+        named of its compressor and filter layers."""
+        config = SparsityConfig.coerce(self.sparsity)
+        return " ".join(filter(None, (config.codec or "dense", config.filter_codec, config.compressor)))
 
 
 DENSE = Policy(BASELINE)
@@ -101,11 +103,11 @@ def _effect(config: SparsityConfig) -> tuple:
     return config.page_counts(*PROBE), config.keep.eviction(PROBE[0])
 
 
-def by_codec(policies: Iterable[Policy]) -> dict[str, tuple[Policy, ...]]:
-    """The policies that one engine can serve, by its codec, in their order."""
+def by_store(policies: Iterable[Policy]) -> dict[str, tuple[Policy, ...]]:
+    """The policies that one engine can serve, by how it stores pages, in their order."""
     groups: dict[str, tuple[Policy, ...]] = {}
     for policy in policies:
-        groups[policy.codec] = (*groups.get(policy.codec, ()), policy)
+        groups[policy.store] = (*groups.get(policy.store, ()), policy)
     return groups
 
 

@@ -18,7 +18,7 @@ from sparsejax import Engine, EngineConfig, SamplingParams
 from sparsejax.cache.group import dense_group
 from sparsejax.errors import ConfigError
 from sparsejax.evaluation import proxies
-from sparsejax.evaluation.policies import DENSE, Policy, by_codec
+from sparsejax.evaluation.policies import DENSE, Policy, by_store
 from sparsejax.evaluation.watched import Recorded, Shape, Watched, decode_batch
 from sparsejax.models.decoder import Decoder
 from sparsejax.models.loader import LoadedModel
@@ -113,8 +113,8 @@ def probe(
 
 def refusal(policy: Policy) -> str | None:
     """Why a policy cannot be probed; None if it can."""
-    if policy.codec != "dense":
-        return f"its pages are stored as {policy.codec}, and probes read keys and values as they were made"
+    if policy.store != "dense":
+        return f"its pages are stored as {policy.store}, and probes read keys and values as they were made"
     one = SparsityConfig.coerce(policy.sparsity)
     if one.keep.method in EVEN_IN_PROMPTS:
         return "it evicts while the prompt is read, and probes read the prompt densely"
@@ -130,7 +130,7 @@ def greedy_replies(
 ) -> dict[Policy, list[int]]:
     """Greedy tokens after the prompt under every policy, and under dense, by the engine."""
     replies = {}
-    for group in by_codec(dict.fromkeys((DENSE, *policies))).values():
+    for group in by_store(dict.fromkeys((DENSE, *policies))).values():
         with Engine.from_loaded(model, config=config, sparsity=[policy.sparsity for policy in group]) as engine:
             params = [
                 SamplingParams(

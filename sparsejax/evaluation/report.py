@@ -103,7 +103,8 @@ def as_json(evaluation: Evaluation) -> dict[str, Any]:
 def _policy_json(evaluation: Evaluation, result: PolicyResult) -> dict[str, Any]:
     summary = summarize(evaluation, result)
     worst = summary.worst
-    return {
+    compressor = {} if result.compressor is None else {"compressor": result.compressor}
+    return compressor | {
         "policy": result.policy.label,
         "preset": result.policy.preset,
         "budget": result.policy.budget,

@@ -57,11 +57,12 @@ class KvBytes:
 
 @dataclass(frozen=True)
 class PolicyResult:
-    """All cells that a policy served."""
+    """All cells that a policy served; `compressor` is the fingerprint of that of its engine, if there was one."""
 
     policy: Policy
     cells: tuple[CellResult, ...]
     kv: tuple[KvBytes, ...]
+    compressor: str | None = None
 
     @property
     def tokens_per_second(self) -> float:

@@ -1,4 +1,4 @@
-"""Runs a suite through one engine per codec: cell by cell, one policy after the other, dense first."""
+"""Runs a suite through one engine per way to store pages: cell by cell, one policy after the other, dense first."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 
 from sparsejax import Engine, EngineConfig, SamplingParams
+from sparsejax.cache.codecs.compressor import fingerprint
+from sparsejax.engine.step import COMPRESSOR
 from sparsejax.errors import ConfigError
-from sparsejax.evaluation.policies import DENSE, Policy, by_codec
+from sparsejax.evaluation.policies import DENSE, Policy, by_store
 from sparsejax.evaluation.results import CellResult, Evaluation, KvBytes, PolicyResult
 from sparsejax.evaluation.suite import Cell, Request, Suite, make_cell
 from sparsejax.evaluation.summary import is_learned
@@ -51,7 +53,7 @@ def evaluate(
     cells, skipped = make_cells(suite, tokenizer)
     config = dataclasses.replace(config or EngineConfig(), max_model_len=_longest(cells, model))
     results: dict[Policy, PolicyResult] = {}
-    for group in by_codec(policies).values():
+    for group in by_store(policies).values():
         with Engine.from_loaded(model, tokenizer, config=config, sparsity=[one.sparsity for one in group]) as engine:
             served = run_group(engine, group, cells, every_cell, report)
         results |= served
@@ -92,11 +94,12 @@ def run_group(
             report(policy, found)
             if policy == DENSE and not every_cell and not is_learned(found):
                 break
-    results = {}
+    weights, results = engine.core.runner.params.get(COMPRESSOR), {}
+    compressor = None if weights is None else fingerprint(weights)
     for policy, served in done.items():
         first = {cell.length: cell.requests[0] for cell, _ in reversed(served)}
         kv = tuple(measure_kv(engine, policy, first[length]) for length in sorted(first))
-        results[policy] = PolicyResult(policy, tuple(found for _, found in served), kv)
+        results[policy] = PolicyResult(policy, tuple(found for _, found in served), kv, compressor)
     return results
 
 

@@ -252,14 +252,11 @@ class Selector:
         listed, handed = counts[:, 0], handed or self._nothing_handed(policy)
         lists = handed.lists
         reads_all = (listed <= policy.budget) | (policy.roles[:, layer] == Role.READ_ALL)
-        whole = pages.attention(q, page_ids, _of(reads_all, counts), lengths, **options)
-
-        def some() -> Array:
-            where = lists.physical(page_ids), _of(~reads_all, lists.counts)
-            part = pages.attention(q, *where, lengths, logical_ids=lists.ids, **options)
-            return jnp.where(reads_all[:, None, None], whole, part)
-
-        out = lax.cond((~reads_all).any(), some, lambda: whole)
+        every = jnp.broadcast_to(jnp.arange(page_ids.shape[2], dtype=jnp.int32), page_ids.shape)
+        wide = jnp.pad(lists.ids, ((0, 0), (0, 0), (0, page_ids.shape[2] - lists.ids.shape[2])))
+        read = Lists(every, counts).where(reads_all, Lists(wide, lists.counts))
+        where = read.physical(page_ids), read.counts
+        out = pages.attention(q, *where, lengths, logical_ids=read.ids, **options)
         return out, self._counted(handed, pages.open_k.shape[1], listed, reads_all)
 
     def _nothing_handed(self, policy: PolicyRows) -> Handed:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sparsejax.errors import ConfigError
-from sparsejax.evaluation.policies import DENSE, Policy, by_codec, make_policies, parse_budget, takes_budget
+from sparsejax.evaluation.policies import DENSE, Policy, by_store, make_policies, parse_budget, takes_budget
 from sparsejax.sparsity.policy import declared
 
 
@@ -29,17 +29,20 @@ def test_what_reads_and_keeps_everything_takes_no_budget() -> None:
 def test_a_preset_may_be_changed() -> None:
     given = {"preset": "turbo", "filter_layers": [2, 3], "top_p": 0.9, "codec": "int4"}
     _, half, quarter, fixed = make_policies((given, given | {"budget": 64}), (0.5, 0.25))
-    assert half.sparsity == given | {"budget": 0.5, "filter_layers": (2, 3)} and half.codec == "int4"
+    assert half.sparsity == given | {"budget": 0.5, "filter_layers": (2, 3)} and half.store == "int4"
     assert half.label == "turbo filter_layers=2+3 top_p=0.9 codec=int4 0.5"
     assert half.method == quarter.method == fixed.method and fixed.budget == 64
     with pytest.raises(ConfigError, match="no parameter of 'turbo'"):
         make_policies(({"preset": "turbo", "top": 1},))
 
 
-def test_policies_of_a_codec_share_an_engine() -> None:
+def test_policies_of_a_store_share_an_engine() -> None:
     quest, coded, window = Policy("quest"), Policy("int8"), Policy("window", 64)
-    assert by_codec((DENSE, quest, coded, window)) == {"dense": (DENSE, quest, window), "int8": (coded,)}
-    for group in by_codec(make_policies(budgets=(0.25,))).values():
+    assert by_store((DENSE, quest, coded, window)) == {"dense": (DENSE, quest, window), "int8": (coded,)}
+    ours, theirs = (Policy("deltakv", changed=(("compressor", folder),)) for folder in ("ours", "theirs"))
+    follows = Policy("omnikv", changed=(("codec", "deltakv"), ("compressor", "ours")))
+    assert by_store((ours, theirs, follows)) == {"deltakv ours": (ours, follows), "deltakv theirs": (theirs,)}
+    for group in by_store(make_policies(budgets=(0.25,))).values():
         declared([policy.sparsity for policy in group])  # an engine takes them together
 
 
@@ -58,7 +61,7 @@ def test_bad_choices_are_refused(presets: tuple, budgets: tuple) -> None:
 
 def test_policies_that_one_engine_can_serve_go_together() -> None:
     given = make_policies(("quest", "int8", "window", "int4"))
-    groups = by_codec(given)
+    groups = by_store(given)
     assert {codec: [policy.preset for policy in group] for codec, group in groups.items()} == {
         "dense": ["dense", "quest", "window"],
         "int8": ["int8"],

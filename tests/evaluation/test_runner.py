@@ -15,7 +15,7 @@ from sparsejax.cli import main
 from sparsejax.cli.eval import QUICK_ENGINE
 from sparsejax.engine.table import StepTable
 from sparsejax.errors import ConfigError
-from sparsejax.evaluation.policies import DENSE, Policy, by_codec
+from sparsejax.evaluation.policies import DENSE, Policy, by_store
 from sparsejax.evaluation.report import as_json
 from sparsejax.evaluation.results import Evaluation
 from sparsejax.evaluation.runner import evaluate, make_cells, measure_kv, run_cell
@@ -103,7 +103,7 @@ def test_evicted_tokens_and_coded_pages_hold_fewer_bytes() -> None:
     (prompt,) = random_prompts(3, (150,))
     request, cost = Request(tuple(prompt), len(prompt), Turn("", ("a",), frozenset(), False, "")), {}
     policies = DENSE, Policy("snapkv", 48), Policy("int8"), Policy("quest", 64), Policy("quest", 64, FILTERED)
-    for group in by_codec(policies).values():
+    for group in by_store(policies).values():
         with tiny_engine(sparsity=[policy.sparsity for policy in group], warmup="none") as engine:
             for policy in group:
                 engine.generate(prompt, SamplingParams(max_tokens=3))  # what it leaves behind is not counted

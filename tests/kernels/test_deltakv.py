@@ -18,6 +18,7 @@ GRIDS = {
     "short list": (Grid(8, 4, references=4, shortlist=3), 1),
     "four neighbours": (Grid(8, 2, neighbours=4), 2),
     "one center": (Grid(8, 8, references=3, latents="int8"), 1),
+    "an odd number of latents": (Grid(8, 8, references=3), 1),
     "nothing rounded": (Grid(8, 4, centers="none", latents="none"), 1),
 }
 

@@ -20,12 +20,13 @@ def scripts(monkeypatch):
 def test_every_policy_reads_what_its_budget_allows(scripts, tmp_path):
     from benchmarks import decode, random_model
 
-    args = argparse.Namespace(
-        policies=["dense", "quest"], keep=128, page_size=32, dtype="float32", steps=2, reps=2, cache=tmp_path
-    )
+    sizes = {"keep": 128, "page_size": 32, "dtype": "float32", "steps": 2, "reps": 2}
+    args = argparse.Namespace(policies=["dense", "quest", "deltakv"], cache=tmp_path, **sizes)
     runs = decode.measure(random_model.write(random_model.TINY, "float32", tmp_path), 512, args)
-    assert [run["policy"] for run in runs] == ["dense", "quest", "quest", "dense"]  # the order rotates
-    assert [run["read"] for run in runs] == [1, 0.25, 0.25, 1]
+    rotated = ["dense", "quest", "deltakv", "quest", "deltakv", "dense"]
+    assert [run["policy"] for run in runs] == rotated
+    read = {"dense": 1, "quest": 0.25, "deltakv": 0.625}  # of two layers the first reads all, to select
+    assert [run["read"] for run in runs] == [read[name] for name in rotated]
     assert all(run["seconds"] > 0 and run["cpu_seconds"] > 0 for run in runs)
 
 

@@ -23,8 +23,9 @@ from sparsejax.models.files import EMBEDDED
 from sparsejax.models.loader import load_model
 from sparsejax.models.tokenizer import load_tokenizer
 from tests.engine.models import tiny_model
+from train.ablation import variations
 from train.answers import exact_answers
-from train.calibrate import refitted, widths
+from train.calibrate import rates, refitted, widths
 from train.collect import Source, collect, load_layers
 from train.compressor import Settings, Trainer
 from train.history import CompressedHistory
@@ -32,6 +33,7 @@ from train.pairs import mean_error, pair_error, pairs_of, principal, shapes
 from train.sensitivity import FLOOR, Moved, sensitivities
 
 GRID = Grid(8, 4, references=4)
+SAME = jnp.eye(64)[None]
 SETTINGS = Settings(grid=GRID, latent=16, inner=8, layer_steps=30, model_steps=2, pages=8, rate=3e-3)
 
 
@@ -237,6 +239,34 @@ def test_widths_follow_the_errors():
     assert widths(errors, (8, 16, 24), 24) == {1: 8, 2: 8, 3: 8}
     with pytest.raises(ConfigError, match="exceed the budget of 23"):
         widths(errors, (8, 16, 24), 23)
+
+
+def test_layers_that_answers_depend_on_get_wider_latents(data):
+    """The same vectors, a hundred times as much at stake in one of the layers."""
+    small = jnp.eye(64)[None] * 1e-3
+    metric = {"1": small, "2": 100 * small}
+    pairs = {layer: pairs_of(data[2][1], GRID, 1, one) for layer, one in metric.items()}
+    low, high = rates(pairs, metric, GRID, (8, 16, 24, 32), 16)
+    assert low < 16 < high and low + high <= 32
+
+
+def test_a_width_for_each_layer_is_trained(data, tmp_path: Path):
+    model = tiny_model(vocab_size=2560, layers=3)
+    tokens, weights, kept = data
+    chosen = dataclasses.replace(SETTINGS, latent=(8, 24), layer_steps=0, model_steps=0)
+    trainer = Trainer(model, chosen, tmp_path, (tokens, weights, [*kept, kept[1]]), metric={"1": SAME, "2": SAME})
+    assert [weights["g"].shape for weights in trainer.params.values()] == [(1, 64, 8), (1, 64, 24)]
+    trainer.run()
+    assert trainer.evaluate().keys() == {"error", "divergence"}
+
+
+def test_the_ablation_changes_one_thing_at_a_time():
+    base, *others = variations(5, 7).values()
+    differing = [
+        [name for name in vars(base) if getattr(one, name) != getattr(base, name)] for one in others if one != base
+    ]
+    assert all(len(names) == 1 or {"layer_steps", "model_steps"} <= {*names} for names in differing)
+    assert max(map(len, differing)) == 3
 
 
 def test_answers_read_raw_are_those_of_the_model():
