@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-WEIGHT = 0.2
-"""Of the newest measurement in the running mean."""
+KEPT = 0.8
+"""What earlier pages weigh when others are measured, of what they weighed before."""
 FORGET = 0.98
 """A source that was passed over is believed to be a little faster each time, so that it is tried again one day."""
 
 
 class Costs:
-    """Running means of seconds per page.
+    """Running means of seconds per page. Each page weighs the same: a step of few tokens says little about a page.
 
     Attributes:
         seconds: to read it from ``"host"`` or ``"disk"``, to ``"load"`` it to the device, to ``"compute"`` it.
@@ -17,11 +17,13 @@ class Costs:
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
+        self._weights: dict[str, float] = {}
 
     def note(self, what: str, seconds: float, pages: float) -> None:
         """Takes in that `pages` took `seconds`."""
-        new = seconds / pages
-        self.seconds[what] = new + (1 - WEIGHT) * (self.seconds.get(what, new) - new)
+        earlier = KEPT * self._weights.get(what, 0.0)
+        self._weights[what] = earlier + pages
+        self.seconds[what] = (earlier * self.seconds.get(what, 0.0) + seconds) / self._weights[what]
 
     def pays(self, source: str) -> bool:
         """Whether a page is brought back from `source` sooner than it is computed; yes until all of it is measured."""

@@ -107,17 +107,26 @@ def test_what_is_computed_sooner_is_computed():
     assert core.tiers.stats()["kv_pages_loaded"] == 0 and core.tiers.stats()["kv_pages_passed"] == 2
 
 
+def test_a_step_of_few_tokens_says_little_about_a_page():
+    costs = Costs()
+    for _ in range(3):
+        costs.note("compute", 0.04, 8)
+        costs.note("compute", 0.02, 1 / 32)
+    assert 0.005 < costs.seconds["compute"] < 0.01, "a mean over measurements would be above 0.3"
+
+
+
 def test_costs_are_running_means_and_a_loser_is_tried_again():
     costs = Costs()
     assert costs.pays("host")
     costs.note("host", 2.0, 2)
     costs.note("load", 1.0, 1)
     costs.note("compute", 1.5, 1)
-    costs.note("compute", 6.5, 1)
-    assert costs.seconds == pytest.approx({"host": 1.0, "load": 1.0, "compute": 2.5}) and costs.pays("host")
-    costs.note("host", 6.0, 1)
-    assert costs.seconds["host"] == 2.0 and not costs.pays("host")
-    assert [costs.pays("host") for _ in range(20)].index(True) == 14
+    costs.note("compute", 4.2, 1)  # (0.8 x 1.5 + 4.2) / (0.8 x 1 + 1)
+    assert costs.seconds == pytest.approx({"host": 1.0, "load": 1.0, "compute": 3.0}) and costs.pays("host")
+    costs.note("host", 6.2, 1)
+    assert costs.seconds["host"] == pytest.approx(3.0) and not costs.pays("host")
+    assert 15 < [costs.pays("host") for _ in range(30)].index(True) < 25, "0.98 to the 20th is two thirds"
     assert costs.pays("disk")
 
 
