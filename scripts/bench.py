@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from benchmarks import blocks, bounds, decode, http_overhead, overload, prefix, serve, start, steps, tiers
+from benchmarks import blocks, bounds, decode, http_overhead, overload, prefix, serve, start, steps, streaming, tiers
 
 COMMANDS = {
     "http": http_overhead,
@@ -18,6 +18,7 @@ COMMANDS = {
     "prefix": prefix,
     "blocks": blocks,
     "tiers": tiers,
+    "streaming": streaming,
 }
 
 

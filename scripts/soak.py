@@ -5,7 +5,7 @@
 Each client asks greedy and seeded questions out of a fixed set, whose whole answers were asked for once before, alone.
 A line every few seconds shows answers, memory of the server (with --pid, Linux) and what the server holds. The exit
 status is 1 if an answer was wrong, a request failed otherwise than by being told that the server is busy, or pages or
-requests are left in the end. Needs the openai client (extra ``test``).
+requests are left in the end; --out writes what happened as JSON. Needs the openai client (extra ``test``).
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import openai
+from benchmarks.store import head
 
 WORDS = "box lamp apple door stone river cloud 日本 ünï 🎉".split()
 NUM_QUESTIONS = 12
@@ -69,7 +70,7 @@ async def run(
     url: str, model: str, clients: int, leavers: int, seconds: float, seed: int, key: str, pid: int | None
 ) -> dict[str, Any]:
     counts: Counter[str] = Counter()
-    first_error = ""
+    first_error, resident = "", []
     limits = openai.DefaultAsyncHttpxClient(limits=_limits(clients + leavers), timeout=120.0)
     async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0, http_client=limits) as client:
         wanted = [await ask(client, model, index) for index in range(NUM_QUESTIONS)]
@@ -106,12 +107,13 @@ async def run(
             while time.monotonic() < end:
                 await asyncio.sleep(min(5.0, seconds))
                 held = await asyncio.to_thread(gauges, url)
-                print(json.dumps({**counts, **held, "resident_mib": resident_mib(pid)}), flush=True)
+                resident.append(resident_mib(pid))
+                print(json.dumps({**counts, **held, "resident_mib": resident[-1]}), flush=True)
 
         work = [reader(number) for number in range(clients)] + [leaver(number) for number in range(leavers)]
         await asyncio.gather(*work, watch())
     report = {"answers": 0, "left": 0, "busy": 0, "wrong": 0, "errors": 0, **counts, "first_error": first_error}
-    return {**report, **await asyncio.to_thread(settled, url)}
+    return {**report, "resident_mib": resident, **await asyncio.to_thread(settled, url)}
 
 
 def _limits(count: int) -> Any:
@@ -164,9 +166,14 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--key", default="none")
     parser.add_argument("--pid", type=int, help="process of the server, to watch its memory")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the figures as JSON")
     args = parser.parse_args()
-    report = soak(**vars(args))
+    settings = {name: value for name, value in vars(args).items() if name != "out"}
+    report = soak(**settings)
     print(json.dumps(report))
+    if args.out:
+        load = {name: settings[name] for name in ("clients", "leavers", "seconds")}
+        args.out.write_text(json.dumps({**head(), "load": load, "report": report}, indent=1) + "\n")
     left = report["kv_live_pages"] or report["admitted_requests"]
     return 1 if report["wrong"] or report["errors"] or left or not report["answers"] else 0
 

@@ -46,6 +46,8 @@ class EngineConfig:
             begins with the same tokens starts from them, with the same results as without.
         cache_outputs: keep pages of generated tokens too, so that the next turn of a chat starts after the last answer.
             Decode steps round differently than prompts are read, so results may then depend on what is cached.
+        conversation_pages: most KV pages, of all cache groups, that conversations hold between their turns
+            (``SamplingParams.keep_alive``); None is half of all, 0 keeps none.
         host_kv_bytes: main memory for full pages that the device has no room for; they come back where that is faster
             than computing them again.
         disk_kv_path: directory for pages that main memory has no room for; the next engine of the same model on it
@@ -72,6 +74,7 @@ class EngineConfig:
     sparsity: Any = "dense"
     enable_prefix_caching: bool = True
     cache_outputs: bool = False
+    conversation_pages: int | None = None
     host_kv_bytes: int = 0
     disk_kv_path: str | None = None
     disk_kv_bytes: int = 0
@@ -94,6 +97,8 @@ class EngineConfig:
         for name in ("max_model_len", "kv_memory_bytes", "weight_memory_bytes"):
             if getattr(self, name) is not None:
                 _integer(name, getattr(self, name), minimum=1)
+        if self.conversation_pages is not None:
+            _integer("conversation_pages", self.conversation_pages, minimum=0)
         _integer("seed", self.seed)
         if not isinstance(self.memory_utilization, (int, float)) or not 0 < self.memory_utilization <= 1:
             raise ConfigError(

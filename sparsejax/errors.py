@@ -35,6 +35,11 @@ class RequestError(SparseJaxError, ValueError):
         self.code = code
 
 
+class ConversationError(RequestError):
+    """A kept conversation cannot be continued: its `code` is ``"conversation_gone"``, ``"conversation_busy"`` (another
+    request continues it) or ``"conversation_mismatch"`` (the prompt is not what was said so far, and more)."""
+
+
 class CapacityError(SparseJaxError):
     """The request or the configuration needs more memory than there is."""
 

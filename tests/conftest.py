@@ -1,7 +1,7 @@
 """Settings for every test, made before JAX is imported: CPU, no network, a compile cache in the checkout.
 
-Most of the time goes to compiling, so machine code is made without optimisation (a third less in all). An `XLA_FLAGS` of
-one's own wins; the long sweeps run with an empty one, that is with the code that users run.
+Most of the time goes to compiling, so machine code is made without optimisation (a third less in all). An `XLA_FLAGS`
+of one's own wins; the long sweeps run with an empty one, that is with the code that users run.
 """
 
 from __future__ import annotations

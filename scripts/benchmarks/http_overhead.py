@@ -16,6 +16,8 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
+from typing import Any
 
 NEW_TOKENS = 96
 WAYS = ("offline", "http", "streamed")
@@ -26,6 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--clients", type=int, default=32, help="connections at once (default: 32)")
     parser.add_argument("--repeat", type=int, default=5, help="runs of each way (default: 5)")
     parser.add_argument("--max-num-seqs", type=int, default=16, help="rows of the engine (default: 16)")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the figures as JSON")
 
 
 def bodies(count: int) -> list[dict]:
@@ -41,6 +44,8 @@ def bodies(count: int) -> list[dict]:
 
 
 def run(args: argparse.Namespace) -> int:
+    from benchmarks.process import Load
+    from benchmarks.store import head
     from sparsejax import Engine, EngineConfig, SamplingParams
     from sparsejax.serve.openai.options import HttpOptions
     from sparsejax.serve.openai.server import listen, make_server
@@ -77,30 +82,47 @@ def run(args: argparse.Namespace) -> int:
             return float(other.stdout.readline())
 
         ways = {"offline": offline, "http": lambda: over_http(False), "streamed": lambda: over_http(True)}
-        seconds: dict[str, list[float]] = {way: [] for way in WAYS}
-        cpu: dict[str, list[float]] = {way: [] for way in WAYS}
+        runs: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
         for turn in range(args.repeat + 1):
             for way in WAYS:
-                before = time.process_time()
-                taken = ways[way]()
+                load, before = Load.now(other.pid), time.process_time()
+                seconds = ways[way]()
                 if turn:  # the first one warms connections and caches
-                    seconds[way].append(taken)
-                    cpu[way].append(time.process_time() - before)
+                    used = time.process_time() - before
+                    runs[way].append({"seconds": seconds, "cpu_seconds": used, **Load.now(other.pid).since(load)})
         other.stdin.close()
     server.should_exit = True
     thread.join()
-    tokens = args.requests * NEW_TOKENS
-    for way in WAYS:
-        rates = [tokens / taken for taken in seconds[way]]
-        report = {
-            "way": way,
-            "tokens_per_second": round(statistics.median(rates), 1),
-            "runs": [round(rate, 1) for rate in rates],
-            "cpu_ms_per_token": round(1000 * statistics.median(cpu[way]) / tokens, 4),
-            "cpu_runs": [round(1000 * used / tokens, 4) for used in cpu[way]],
-        }
-        print(json.dumps(report), flush=True)
+    sizes = {"requests": args.requests, "clients": args.clients, "rows": args.max_num_seqs, "new_tokens": NEW_TOKENS}
+    stored = {**head(), "workload": sizes, "runs": runs}
+    if args.out:
+        args.out.write_text(json.dumps(stored, indent=1) + "\n")
+    print(table(stored))
     return 0
+
+
+def table(stored: dict[str, Any]) -> str:
+    """The stored runs as Markdown: medians, and the cost of each way over the one before any server."""
+    from benchmarks.report import markdown
+
+    work, runs = stored["workload"], stored["runs"]
+    tokens = work["requests"] * work["new_tokens"]
+    rows: list[tuple[str, ...]] = [("", "tokens/s", "CPU ms per token", "CPU over offline, in the single rounds")]
+    for way in WAYS:
+        rate = tokens / statistics.median(run["seconds"] for run in runs[way])
+        used = 1000 * statistics.median(run["cpu_seconds"] for run in runs[way]) / tokens
+        pairs = zip(runs[way], runs["offline"], strict=True)
+        more = [one["cpu_seconds"] / base["cpu_seconds"] - 1 for one, base in pairs]
+        spread = f"{statistics.median(more):+.1%} ({min(more):+.1%} to {max(more):+.1%})" if way != "offline" else ""
+        rows.append((way, f"{rate:.0f}", f"{used:.4f}", spread))
+    others = statistics.median(run["foreign_cpu"] or 0.0 for way in WAYS for run in runs[way])
+    text = (
+        f"Medians of {len(runs['offline'])} rounds that take turns: {work['requests']} greedy requests of "
+        f"{work['new_tokens']} new tokens over {work['clients']} connections, {work['rows']} rows of the engine; CPU "
+        f"time is that of the process with the engine and the server. The clients ran on the same "
+        f"{stored['machine']['cores']} cores; others used {others:.0%} of them.\n"
+    )
+    return f"{markdown(rows)}\n\n{text}"
 
 
 async def ask(port: int, waiting: list[bytes]) -> None:

@@ -3,31 +3,39 @@
 A server process with the model inside the package, and this process as its clients. Rounds take turns: first as many
 clients as the server accepts, each with one request after the other, which gives the capacity; then requests that start
 by a Poisson process at `--times` the best capacity so far, whether earlier ones were answered or not. Tokens count that
-arrive in the last four fifths of a round. On a machine that others use too, the server's CPU time per token of a full
-answer, refusals included, is what can be compared.
+arrive in the last four fifths of a round. Answers differ in length, in both kinds of rounds: those of one length would
+end together where clients wait for them and one by one where they do not, which is other work for the engine. On a
+machine that others use too, the server's CPU time per token of a full answer, refusals included, is what can be
+compared.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
+import contextlib
 import json
+import os
 import random
 import socket
 import statistics
 import subprocess
 import sys
-import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
 from benchmarks.process import Load, ticks_of
 from benchmarks.report import markdown
 from benchmarks.store import head
+from sparsejax.cli.load import Answer
 
-PROMPT, NEW_TOKENS = 32, 256
+PROMPT, NEW_TOKENS = 32, (128, 384)
+MEAN = sum(NEW_TOKENS) / 2
+ASKED = {"temperature": 0.0, "ignore_eos": True, "stream": True, "return_token_ids": True}
+HEAD = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: %d\r\n\r\n"
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -49,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
         for turn in range(args.rounds + 1):
             capacity = server.round(lambda s: closed(s, args.max_requests), args.seconds)
             best = max(best, capacity["tokens_per_second"])
-            rate = args.times * best / NEW_TOKENS
+            rate = args.times * best / MEAN
             overload = server.round(lambda s, rate=rate: opened(s, rate), args.seconds)
             if turn:  # the first one warms everything
                 rounds.append({"capacity": capacity, "overload": {**overload, "rate": rate}})
@@ -64,29 +72,38 @@ def run(args: argparse.Namespace) -> int:
 
 
 class Round:
-    """One round: a way to send, and what came."""
+    """One round: what was asked and what came."""
 
-    def __init__(self, send: Callable[[list[int]], Iterator[Any]], seconds: float):
+    def __init__(self, address: tuple[str, int], seconds: float):
         self.start, self.seconds, self.answers, self.draw = time.perf_counter(), seconds, [], random.Random(0)
-        self._send, self._arrived = send, []
+        self._address, self._arrived = address, []
 
     @property
     def over(self) -> bool:
         return time.perf_counter() - self.start >= self.seconds
 
-    def ask(self) -> None:
-        """Sends one prompt and reads the answer."""
-        from sparsejax.cli.load import Answer, read_answer
-
-        answer = Answer()
+    async def ask(self) -> None:
+        """Sends one prompt and notes what comes and when; a connection each, as little work as a client can do."""
+        answer, start = Answer(), time.perf_counter()
         self.answers.append(answer)
-        read_answer(self._noted, [self.draw.randrange(100) for _ in range(PROMPT)], answer)
-
-    def _noted(self, prompt: list[int]) -> Iterator[Any]:
-        for output in self._send(prompt):
-            count = sum(len(part.token_ids) for part in output.outputs)
-            self._arrived.append((time.perf_counter() - self.start, count))
-            yield output
+        prompt = [self.draw.randrange(100) for _ in range(PROMPT)]
+        body = json.dumps({**ASKED, "prompt": prompt, "max_tokens": self.draw.randint(*NEW_TOKENS)}).encode()
+        try:
+            reader, writer = await asyncio.open_connection(*self._address)
+            with contextlib.closing(writer):
+                writer.write(HEAD % len(body) + body)
+                status = (await reader.readline()).split()[1]
+                answer.refused = status == b"503"
+                answer.error = None if status == b"200" else status.decode()
+                async for line in reader:
+                    if line.startswith(b"data: {"):
+                        count = len(json.loads(line[6:])["choices"][0]["token_ids"])
+                        now = time.perf_counter()
+                        answer.times.append(now - start)
+                        answer.counts.append(count)
+                        self._arrived.append((now - self.start, count))
+        except (OSError, IndexError, KeyError, ValueError) as error:
+            answer.error = repr(error)
 
     def rate(self) -> float:
         """Tokens per second in the last four fifths."""
@@ -94,35 +111,24 @@ class Round:
         return sum(count for when, count in self._arrived if first <= when < self.seconds) / (self.seconds - first)
 
 
-def closed(now: Round, clients: int) -> None:
+async def closed(now: Round, clients: int) -> None:
     """`clients` that each send one request after the other."""
 
-    def work() -> None:
+    async def work() -> None:
         while not now.over:
-            now.ask()
+            await now.ask()
 
-    _join([_start(work) for _ in range(clients)])
+    await asyncio.gather(*(work() for _ in range(clients)))
 
 
-def opened(now: Round, rate: float) -> None:
+async def opened(now: Round, rate: float) -> None:
     """Requests at the times of a Poisson process."""
-    threads, due = [], now.start
+    asked, due = [], now.start
     while not now.over:
-        threads.append(_start(now.ask))
+        asked.append(asyncio.create_task(now.ask()))
         due += now.draw.expovariate(rate)
-        time.sleep(max(0.0, due - time.perf_counter()))
-    _join(threads)
-
-
-def _start(work: Callable[[], None]) -> threading.Thread:
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    return thread
-
-
-def _join(threads: list[threading.Thread]) -> None:
-    for thread in threads:
-        thread.join()
+        await asyncio.sleep(max(0.0, due - time.perf_counter()))
+    await asyncio.gather(*asked)
 
 
 class started:  # noqa: N801  (a context manager)
@@ -130,20 +136,18 @@ class started:  # noqa: N801  (a context manager)
 
     def __init__(self, args: argparse.Namespace):
         with socket.create_server(("127.0.0.1", 0)) as free:
-            self.url = f"http://127.0.0.1:{free.getsockname()[1]}"
-        self._command = [sys.executable, str(ROOT / "scripts" / "serve_openai.py"), "--port", self.url.split(":")[-1]]
+            self.address = free.getsockname()
+        self.url = "http://{}:{}".format(*self.address)
+        self._command = [sys.executable, str(ROOT / "scripts/serve_openai.py"), "--port", str(self.address[1])]
         self._command += ["--max-num-seqs", str(args.rows), "--max-requests", str(args.max_requests)]
         self._command += ["--max-model-len", "512", "--warmup", "lazy", "--log-level", "warning"]
 
     def __enter__(self) -> started:
-        from sparsejax.cli.load import sender
-
         self.process = subprocess.Popen(self._command, cwd=ROOT)
         while not self._ready():
             if self.process.poll() is not None:
                 raise SystemExit("the server ended before it was ready")
             time.sleep(0.2)
-        self._send = sender(argparse.Namespace(url=self.url, api_key=None, output_len=NEW_TOKENS))
         return self
 
     def __exit__(self, *_: Any) -> None:
@@ -162,19 +166,21 @@ class started:  # noqa: N801  (a context manager)
         with urllib.request.urlopen(f"{self.url}/load", timeout=30) as answer:
             return json.load(answer)["server_load"]
 
-    def round(self, drive: Callable[[Round], None], seconds: float) -> dict[str, Any]:
-        load, ticks, now = Load.now(self.process.pid), ticks_of(self.process.pid), Round(self._send, seconds)
+    def round(self, drive: Callable[[Round], Coroutine[Any, Any, None]], seconds: float) -> dict[str, Any]:
+        pids = self.process.pid, os.getpid()
+        load, ticks, now = Load.now(self.process.pid), [ticks_of(pid) for pid in pids], Round(self.address, seconds)
         held = [0]
 
-        def watch() -> None:
+        async def watch() -> None:
             while not now.over:
-                held.append(self.held())
-                time.sleep(0.25)
+                held.append(await asyncio.to_thread(self.held))
+                await asyncio.sleep(0.25)
 
-        watcher = _start(watch)
-        drive(now)
-        _join([watcher])
-        used = (ticks_of(self.process.pid) - ticks) / 100
+        async def both() -> None:
+            await asyncio.gather(drive(now), watch())
+
+        asyncio.run(both())
+        used, clients = ((ticks_of(pid) - before) / 100 for pid, before in zip(pids, ticks, strict=True))
         good = [answer for answer in now.answers if answer.good]
         return {
             "asked": len(now.answers),
@@ -183,6 +189,7 @@ class started:  # noqa: N801  (a context manager)
             "failed": sum(not answer.good and not answer.refused for answer in now.answers),
             "tokens_per_second": now.rate(),
             "server_cpu_ms_per_token": 1000 * used / max(sum(answer.tokens for answer in good), 1),
+            "clients_cpu_share": clients / seconds,
             "median_first_token": statistics.median([answer.times[0] for answer in good] or [0.0]),
             "slowest_first_token": max((answer.times[0] for answer in good), default=0.0),
             "most_held": max(held),
@@ -206,17 +213,19 @@ def table(stored: dict[str, Any]) -> str:
     row(f"most requests held (limit {work['max_requests']})", "most_held", "{:.0f}")
     row("tokens/s of answers", "tokens_per_second", "{:.0f}")
     row("server's CPU per token, ms", "server_cpu_ms_per_token", "{:.3f}")
+    row("processors that the clients took", "clients_cpu_share", "{:.2f}")
     row("first token, median, s", "median_first_token", "{:.2f}")
     row("first token, slowest, s", "slowest_first_token", "{:.2f}")
     ratios = [one["overload"]["tokens_per_second"] / one["capacity"]["tokens_per_second"] for one in rounds]
     used = [one["capacity"]["server_cpu_ms_per_token"] / one["overload"]["server_cpu_ms_per_token"] for one in rounds]
     others = statistics.median(one[kind]["foreign_cpu"] or 0.0 for one in rounds for kind in one)
+    least, most = work["new_tokens"]
     text = (
         f"\nGoodput under overload over capacity: {statistics.median(ratios):.2f} "
         f"({', '.join(f'{ratio:.2f}' for ratio in ratios)} in the single pairs of rounds); by the "
         f"server's CPU time: {statistics.median(used):.2f} ({', '.join(f'{ratio:.2f}' for ratio in used)}). "
         f"Medians of {len(rounds)} rounds of {work['seconds']:g} s each; {work['rows']} rows of the engine, "
-        f"{work["prompt"]} prompt and {work["new_tokens"]} new tokens a request; "
+        f"{work["prompt"]} prompt and {least} to {most} new tokens a request; "
         f"others used {others:.0%} of the processors meanwhile.\n"
     )
     return markdown(rows) + "\n" + text

@@ -125,7 +125,8 @@ def table(stored: dict[str, Any]) -> str:
     """A row per mode, in Markdown."""
     heads = (
         *("pages come from", "seconds a round (min to max)", "CPU seconds", "prompt tokens/s", "against recomputing"),
-        *("tokens not computed", "pages read from memory, disk", "ms a page: read (memory, disk), load, compute"),
+        *("tokens not computed", "pages read from memory, disk", "MB in memory, disk"),
+        "ms a page: read (memory, disk), load, compute",
     )
     rows = [heads, ("---",) * len(heads)]
     base = stored["modes"]["recomputed"]["seconds"]
@@ -139,6 +140,7 @@ def table(stored: dict[str, Any]) -> str:
                 *(f"{mode['prompt_tokens_per_second']:.0f}", f"{base / mode['seconds']:.2f} x"),
                 f"{mode['prefix_cache_hits'] / mode['prompt_tokens']:.0%}",
                 f"{mode['host_kv_hits']}, {mode['disk_kv_hits']}",
+                ", ".join(f"{mode['memory'].get(part, 0) / 1e6:.1f}" for part in ("host_kv_pages", "disk_kv_pages")),
                 f"{host}, {disk}, {load}, {compute}",
             )
         )

@@ -98,6 +98,11 @@ class PageAllocator:
         """Readers of a page, the cache included."""
         return int(self._references[page])
 
+    def num_freed_by(self, pages: list[int]) -> int:
+        """How many pages would be free if a reader of each of `pages` let go; a page may be listed several times."""
+        ids, readers = np.unique(np.array(pages, np.int64), return_counts=True)
+        return int((self._references[ids] - self._cached[ids] == readers).sum())
+
     def _take_idle(self, count: int) -> None:
         if count <= 0:
             return

@@ -48,6 +48,19 @@ class CodedKV(PagedKV):
         opened = (opened for _, opened in self.pools)
         return replace(self, pools=tuple(zip(sealed, opened, strict=True)), bounds=bounds)
 
+    def row_arrays(self, row: Int[Array, ""]) -> Any:
+        """As `PagedKV.row_arrays`, and the row's open pages."""
+        opened = (opened for _, opened in self.pools)
+        return super().row_arrays(row), tuple(jax.tree.map(lambda pool: pool[row + 1], pools) for pools in opened)
+
+    def with_row_arrays(self, row: Int[Array, ""], arrays: Any) -> CodedKV:
+        queries, pages = arrays
+        pools = tuple(
+            (sealed, jax.tree.map(lambda pool, page: pool.at[row + 1].set(page), opened, new))
+            for (sealed, opened), new in zip(self.pools, pages, strict=True)
+        )
+        return replace(super().with_row_arrays(row, queries), pools=pools)
+
     def attend(
         self,
         layer: int,

@@ -182,6 +182,16 @@ class PagedKV:
         by_layer = (tuple(map(copied, at, arrays)) for arrays in self.page_arrays())
         return self.with_page_arrays(tuple(by_layer))
 
+    def row_arrays(self, row: Int[Array, ""]) -> Any:
+        """What a row holds besides its pages: by layer, the queries that its next eviction looks at."""
+        return tuple(None if seen is None or seen.queries is None else seen.queries[row] for seen in self.observed)
+
+    def with_row_arrays(self, row: Int[Array, ""], arrays: Any) -> PagedKV:
+        """The same state where `row` holds what `row_arrays` gave for another row."""
+        pairs = zip(self.observed, arrays, strict=True)
+        observed = (one if new is None else replace(one, queries=one.queries.at[row].set(new)) for one, new in pairs)
+        return replace(self, observed=tuple(observed))
+
     def plain_pages(
         self, layer: int, row: Int[Array, ""], page_ids: Int[Array, " S"], length: Int[Array, ""]
     ) -> tuple[Pools, Int[Array, " S"]]:

@@ -69,6 +69,11 @@ class PrefixCache:
             parent = hashes[-1] if hashes else root
             hashes.append(blake2b(parent + content + owner, digest_size=HASH_BYTES).digest())
 
+    def names(self, root: bytes, tokens: Sequence[int], rule: str, count: int) -> list[bytes]:
+        """Names for `count` pages that `rule` made of `tokens` and nothing else: pages of prompts have others."""
+        made = blake2b(root + np.array(tokens, np.int32).tobytes() + rule.encode(), digest_size=HASH_BYTES)
+        return [blake2b(made.digest() + index.to_bytes(8), digest_size=HASH_BYTES).digest() for index in range(count)]
+
     def match(self, hashes: Iterable[bytes]) -> list[int]:
         """Ids of the leading pages that are cached. They may be taken until the caller shares them."""
         return [page.page for page in takewhile(bool, map(self._pages.get, hashes))]
@@ -82,7 +87,7 @@ class PrefixCache:
     def insert(self, parent: bytes, hash: bytes, tokens: Sequence[int], page: int, owned: bool = False) -> bool:
         """Caches a full page after `parent`, the root or a cached page that the caller reads too.
 
-        An `owned` page is no partial hit of anybody.
+        An `owned` page is no partial hit of anybody, and one without `tokens` does not go to the tiers below.
 
         Returns:
             False if another page holds this already; nothing changes then.
@@ -97,10 +102,10 @@ class PrefixCache:
         return True
 
     def _forget(self, pages: list[int]) -> None:
-        self.on_evict([(self._hashes[page], page) for page in pages])
-        for page in pages:
-            cached = self._pages.pop(self._hashes.pop(page))
-            place = cached.parent, cached.tokens[0]
+        leaving = [self._pages.pop(self._hashes.pop(page)) for page in pages]
+        self.on_evict([(cached.hash, cached.page) for cached in leaving if cached.tokens])
+        for cached in leaving:
+            place = cached.parent, *cached.tokens[:1]
             siblings = self._children.get(place, {})
             siblings.pop(cached.hash, None)
             if not siblings:

@@ -109,6 +109,7 @@ def build_core(config: EngineConfig, model: LoadedModel | None = None, tokenizer
             config.page_size,
             config.num_decode_steps,
             share_whole_pages=codec != "dense",
+            conversation_pages=config.conversation_pages,
         ),
         max_model_len=max_model_len,
         eos_ids=model.config.eos_token_ids,

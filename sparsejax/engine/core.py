@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import Counter
 from collections.abc import Iterable
@@ -30,8 +31,13 @@ from sparsejax.engine.sequence import Sequence
 from sparsejax.engine.tiers import PageTiers
 from sparsejax.engine.timings import Timings
 from sparsejax.engine.tracker import Choice, Tracker, needs_full_sampler
+from sparsejax.engine.validate import reject
 from sparsejax.errors import CapacityError, RequestError
+from sparsejax.sparsity.eviction import Eviction
 from sparsejax.sparsity.kinds import ALL
+from sparsejax.sparsity.policy import SparsityConfig
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -105,6 +111,7 @@ class EngineCore:
             CapacityError: it needs more pages than the pool has.
         """
         self.check(prompt, params)
+        prompt, params, past = self.scheduler.conversations.continued(prompt, params)
         if request_id in self._trackers:
             raise RequestError(
                 f"request_id {request_id!r} is in use: wait until it finishes, or choose another.",
@@ -114,7 +121,7 @@ class EngineCore:
         max_tokens = self._room(prompt, params)
         tracker = Tracker(
             request_id, prompt.text, prompt.token_ids, params, params.all_stop_ids(self._eos_ids),
-            frozenset(self._eos_ids), self._token_text,
+            frozenset(self._eos_ids), self._token_text, compress_at=prompt.num_compressed,
         )  # fmt: skip
         self._arrivals += 1
         bad_words = self._compile_bad_words(params)
@@ -128,7 +135,8 @@ class EngineCore:
         for index in range(params.n):
             sequence = Sequence(
                 list(prompt.token_ids), max_tokens, (priority, self._arrivals, index),
-                needs_history=bad_words.needs_history or rule is not None, eviction=eviction,
+                needs_history=bad_words.needs_history or rule is not None or self._must_not_overrun(params, eviction),
+                eviction=eviction,
                 num_groups=len(self.scheduler.allocators), root=root, most_cached=skippable,
                 shares_outputs=self._cache_outputs and policy.kind is ALL,
             )  # fmt: skip
@@ -139,11 +147,15 @@ class EngineCore:
                 mix_seed(seed, index),
                 constraint=None if rule is None else self._grammars.constraint(rule),
             )
+            if root is not None and past is None and params.prompt_logprobs is None:
+                sequence.cut_names = self._cut_names(sequence, policy)
             tracker.choices.append(choice)
             self._owner[sequence] = (tracker, choice)
             self._bad_words[sequence] = bad_words
         self._trackers[request_id] = tracker
         first, *rest = (choice.sequence for choice in tracker.choices)
+        if past is not None:
+            self.scheduler.conversations.begin(past, first)
         self.scheduler.add(first)
         if eviction is not None:  # each sample observes its own queries, so each computes the prompt
             for sequence in rest:
@@ -156,6 +168,9 @@ class EngineCore:
     def check(self, prompt: Prompt, params: SamplingParams) -> None:
         """Raises what `add` would raise for this prompt and these parameters, and queues nothing."""
         params.check_model(self.runner.vocab_size, self._eos_ids, self.max_model_len)
+        if params.keep_alive is not None and not self.scheduler.conversations.max_pages:
+            reject("keep_alive", params.keep_alive, "None where conversation_pages=0", "Start the engine with more.")
+        prompt, params, _ = self.scheduler.conversations.continued(prompt, params)
         self._policies.of(params, len(prompt.token_ids))
         self._compile_bad_words(params)
         if params.structured_outputs is not None:
@@ -170,6 +185,44 @@ class EngineCore:
                     f"the request may reach {total} tokens = {pages} pages of {size}, but the KV pool has "
                     f"{allocator.capacity}: lower max_tokens, shorten the prompt, or raise kv_memory_bytes."
                 )
+
+    def extended(self, prompt: Prompt, params: SamplingParams) -> Prompt:
+        """The tokens of a request's prompt, which of a conversation are those that were said.
+
+        Raises:
+            ConversationError: it is gone, another request continues it, or the prompt is none of its next turns.
+        """
+        if params.conversation is None:
+            return prompt
+        return self.scheduler.conversations.of(params).extended_by(prompt, self.tokenizer)
+
+    def _cut_names(self, sequence: Sequence, policy: SparsityConfig) -> list[bytes]:
+        """Names of the pages that an eviction inside the prompt leaves, if it is the only one and leaves full pages."""
+        eviction, size = sequence.eviction, self.scheduler.limits.page_size
+        if eviction is None or eviction.interval or eviction.at >= sequence.num_prompt or eviction.kept[0] % size:
+            return []
+        tokens, rule = sequence.tokens[: eviction.at], repr((policy.keep, eviction))
+        return self.scheduler.prefixes.cache.names(sequence.root, tokens, rule, eviction.kept[0] // size)
+
+    def _must_not_overrun(self, params: SamplingParams, eviction: Eviction | None) -> bool:
+        """Whether what a step computes after a sequence's end would spoil the state that is kept of it: another
+        eviction, a page sealed. Then the host waits for each token before the next."""
+        if params.keep_alive is None or eviction is None:
+            return False
+        return eviction.interval is not None or self.scheduler.limits.share_whole_pages
+
+    def _keep(self, tracker: Tracker, choice: Choice) -> None:
+        """Keeps the state of a sequence that has ended for the next turn, if its request asks for that."""
+        sequence, params, conversations = choice.sequence, tracker.params, self.scheduler.conversations
+        ended = choice.finish_reason in ("stop", "length")
+        if not ended or params.keep_alive is None:
+            conversations.leave(sequence, ended)
+            return
+        apart = self.scheduler.limits.share_whole_pages or sequence.evict_at is not None
+        row = self.runner.save_row(sequence.row) if sequence.eviction and apart and self.runner.rows_hold else None
+        counted = self._policies.of(params, tracker.compress_at).keep.observes == "all"
+        facts = dict(text=tracker.prompt, compress_at=tracker.compress_at, counted=counted)
+        tracker.conversation = conversations.keep(sequence, params, row, **facts)
 
     def _room(self, prompt: Prompt, params: SamplingParams) -> int:
         """How many tokens the request may generate; without ``max_tokens`` what the pool can hold ends it too."""
@@ -225,9 +278,14 @@ class EngineCore:
             self._in_flight = None
 
     def close(self) -> None:
-        """Ends every request and leaves cached pages on the disk, where there is one."""
+        """Ends every request and leaves cached pages on the disk, where there is one; what a failed device holds of
+        them is lost."""
         self.abort(self.request_ids())
-        self.drain()
+        try:
+            self.drain()
+        except RuntimeError as error:  # of JAX: the step failed on the device
+            logger.warning("the last step failed: %s", error)
+            self._in_flight = None
         if self.tiers is not None:
             self.tiers.close([(cached.hash, cached.page) for cached in self.scheduler.prefixes.cache])
 
@@ -238,13 +296,18 @@ class EngineCore:
             if tracker.metrics.first_scheduled_time is None:
                 tracker.metrics.first_scheduled_time = now
                 tracker.num_cached_tokens = sequence.num_cached
-                if sequence.root is not None:
+                if sequence.past is not None:
+                    self.counters["continued_tokens"] += sequence.num_cached
+                elif sequence.root is not None:
                     self.counters["prefix_cache_queries"] += sequence.num_prompt
                     self.counters["prefix_cache_hits"] += sequence.num_cached
                 self.timings.queue.add(now - tracker.metrics.arrival_time)
             policy = self._policies.pack(tracker.params, sequence.num_prompt)
             keep = self._policies.pack_keep(tracker.params, sequence.num_prompt, sequence.eviction)
             self.runner.admit(sequence.row, self._row_values(sequence, tracker, choice), policy, keep)
+            if sequence.saved_row is not None:
+                self.runner.load_row(sequence.row, sequence.saved_row)
+                sequence.saved_row = None
         self._restrict([sequence for sequence, _ in plan.outputs if sequence.needs_history])
         greedy = not any(
             needs_full_sampler(tracker.params, bool(tracker.stop_ids))
@@ -366,6 +429,7 @@ class EngineCore:
 
     def _forget(self, tracker: Tracker, choice: Choice) -> None:
         sequence = choice.sequence
+        self._keep(tracker, choice)
         self.scheduler.finish(sequence)
         self._forks.pop(sequence, None)
         del self._owner[sequence]

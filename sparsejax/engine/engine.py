@@ -17,6 +17,7 @@ from sparsejax.engine.params import RequestOutputKind, SamplingParams
 from sparsejax.engine.prompts import Prompt, read_prompt, split_prompts
 from sparsejax.engine.request import RequestOutput
 from sparsejax.engine.stats import engine_stats
+from sparsejax.engine.validate import reject
 from sparsejax.errors import ConfigError, RequestError
 from sparsejax.models.config import DecoderConfig
 from sparsejax.models.loader import LoadedModel
@@ -97,12 +98,12 @@ class Engine:
             KeyboardInterrupt: after Ctrl-C, once the requests of this call are aborted; the engine serves on.
         """
         requests = self._read(prompts, sampling_params)
-        ids = []
-        for prompt, params in requests:
-            # Only the final output is returned, so the intermediate ones need not be built.
-            final = replace(params, output_kind=RequestOutputKind.FINAL_ONLY)
-            ids.append(self._add(prompt, final, priority=priority))
-        with self._abort_on_exit(ids), _progress(len(ids), use_tqdm) as advance:
+        ids: list[str] = []
+        with self._abort_on_exit(ids), _progress(len(requests), use_tqdm) as advance:
+            for prompt, params in requests:
+                # Only the final output is returned, so the intermediate ones need not be built.
+                final = replace(params, output_kind=RequestOutputKind.FINAL_ONLY)
+                ids.append(self._add(prompt, final, priority=priority))
             done: dict[str, RequestOutput] = {}
             for output in self._outputs(set(ids)):
                 done[output.request_id] = output
@@ -212,6 +213,8 @@ class Engine:
         ``total``."""
         core = self.core
         parts = core.runner.memory() | (core.tiers.memory() if core.tiers else {})
+        if core.runner.rows_hold:
+            parts["conversation_rows"] = core.scheduler.conversations.row_bytes
         return {**parts, "total": sum(parts.values())}
 
     def stats(self) -> dict[str, int | float]:
@@ -247,6 +250,12 @@ class Engine:
         requests = [
             (read_prompt(item, core.tokenizer, vocab_size), p) for item, p in zip(items, params, strict=True)
         ]
+        turns = [(p.cache_salt, p.conversation) for p in params if p.conversation is not None]
+        if len(set(turns)) < len(turns):
+            reject(
+                "conversation", turns[0][1], "of one prompt of a call", "One turn of a conversation follows the other."
+            )
+        requests = [(core.extended(prompt, p), p) for prompt, p in requests]
         for prompt, p in requests:
             core.check(prompt, p)
         return requests

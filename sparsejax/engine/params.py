@@ -78,6 +78,10 @@ class SamplingParams:
             a regular expression, a choice, a grammar or any JSON object.
         cache_salt: requests share cached prefixes only with those of the same salt; one per tenant keeps tenants from
             learning by the time to a first token what others have asked.
+        keep_alive: seconds for which the engine keeps what the finished sequence has in the cache, evicted or not; the
+            last output then carries a `conversation`. Pages are given up sooner where running requests need them.
+        conversation: continues a kept conversation: the prompt is all that was said in it, prompts and answers token
+            for token (or as one text), and then what is new. Its policy stays that of the first turn.
         output_kind: what each RequestOutput carries.
         sparsity: this request's sparsity policy (preset name, mapping or SparsityConfig); None is the
             engine's default.
@@ -108,6 +112,8 @@ class SamplingParams:
     allowed_token_ids: Sequence[int] | None = None
     structured_outputs: StructuredOutputs | Mapping[str, Any] | None = None
     cache_salt: str | None = None
+    keep_alive: float | None = None
+    conversation: str | None = None
     output_kind: RequestOutputKind = RequestOutputKind.CUMULATIVE
     sparsity: object | str | None = None
 
@@ -187,12 +193,26 @@ class SamplingParams:
                 )
         if self.structured_outputs is not None:
             out["structured_outputs"] = StructuredOutputs.coerce(self.structured_outputs)
-        if self.cache_salt is not None and not (isinstance(self.cache_salt, str) and self.cache_salt):
-            reject("cache_salt", self.cache_salt, "None or a non-empty string")
+        for name in ("cache_salt", "conversation"):
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, str) and value):
+                reject(name, value, "None or a non-empty string")
+        if self.keep_alive is not None:
+            out["keep_alive"] = check_float(
+                "keep_alive", self.keep_alive, 0.0, 3e9, "None or a number of seconds above 0", open_low=True
+            )
         out["output_kind"] = _check_kind(self.output_kind)
         return out
 
     def _check_combinations(self) -> None:
+        for name in ("keep_alive", "conversation"):
+            if self.n > 1 and getattr(self, name) is not None:
+                reject("n", self.n, f"1 beside {name}", "A conversation has one answer to go on from.")
+        if self.conversation is not None and self.prompt_logprobs is not None:
+            reject(
+                "prompt_logprobs", self.prompt_logprobs, "None beside conversation",
+                "What was said before is not computed again: leave conversation out.",
+            )  # fmt: skip
         if self.n > 1 and self.greedy:
             reject("n", self.n, "1 when temperature is 0", "Greedy samples are equal: raise temperature.")
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:

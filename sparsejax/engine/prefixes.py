@@ -30,6 +30,13 @@ class Prefixes:
         """Gives a waiting sequence the cached pages that it begins with. False: better ones are about to come."""
         if sequence.root is None or sequence.pages:
             return True
+        left = self.left(sequence)
+        if left:
+            self.allocator.share(left)
+            sequence.start_cut(left)
+            return True
+        if left is not None:
+            return False
         if sequence.awaits in self._coming:
             return False
         wanted = self.wanted(sequence)
@@ -51,6 +58,14 @@ class Prefixes:
                 sequence.num_computed += count
                 sequence.num_cached = sequence.num_computed
         return True
+
+    def left(self, sequence: Sequence) -> list[int] | None:
+        """The pages that the eviction of a waiting sequence would leave; none of them while another one is about to
+        publish them, and None where nobody has them."""
+        pages, names = self.cache.match(sequence.cut_names), sequence.cut_names
+        if names and len(pages) == len(names):
+            return pages
+        return [] if names and self.is_coming(names[0]) else None
 
     def wanted(self, sequence: Sequence) -> list[bytes]:
         """Hashes of the full pages that a sequence may start from."""
@@ -102,6 +117,7 @@ class Prefixes:
         """Announces the pages that a sequence which starts to run will publish."""
         if sequence.root is None or not sequence.publishes:
             return
+        self.announce(sequence, sequence.cut_names[:1])
         soon = sequence.num_computed + sequence.most_computable(sequence.num_uncomputed)
         full = min(soon, sequence.num_prompt) // self.cache.page_size
         self.announce(sequence, sequence.hashes[sequence.num_published : full])
@@ -110,6 +126,11 @@ class Prefixes:
         """Caches the shareable pages that a sequence has filled since."""
         if sequence.num_computed // self.cache.page_size > sequence.num_published:
             self._add(sequence, sequence.num_shareable)
+
+    def publish_cut(self, sequence: Sequence) -> None:
+        """Caches what an eviction has just left, where it depends on nothing but policy and tokens."""
+        for name, page in zip(sequence.cut_names, sequence.pages, strict=False):
+            self.cache.insert(sequence.root, name, (), page, owned=True)
 
     def keep(self, sequence: Sequence) -> None:
         """Caches all full pages of a sequence that gives its row back: it goes on from them, with the very same bits.
@@ -128,7 +149,7 @@ class Prefixes:
     def stop(self, sequence: Sequence) -> None:
         """A sequence publishes nothing more: its pages are about to go, or hold other tokens than their number says."""
         sequence.publishes = False
-        self.withdraw(sequence, sequence.hashes[sequence.num_published :])
+        self.withdraw(sequence, [*sequence.hashes[sequence.num_published :], *sequence.cut_names[:1]])
 
     def _add(self, sequence: Sequence, num_tokens: int, owner: bytes = b"") -> None:
         size = self.cache.page_size

@@ -84,7 +84,12 @@ class CompletionOutput:
 
 @dataclass(slots=True)
 class RequestOutput:
-    """State of one request: cumulative, new parts only or final, as its ``output_kind`` says."""
+    """State of one request: cumulative, new parts only or final, as its ``output_kind`` says.
+
+    Attributes:
+        conversation: under this name the finished request can be continued, if it asked for `keep_alive`; None where
+            nothing was kept: it was aborted, or holds more pages than the engine keeps.
+    """
 
     request_id: str
     prompt: str | None
@@ -94,3 +99,4 @@ class RequestOutput:
     finished: bool = False
     metrics: RequestMetrics | None = None
     num_cached_tokens: int | None = None
+    conversation: str | None = None

@@ -46,7 +46,9 @@ class Restores:
                 self._prefixes.withdraw(sequence, fetch.hashes)
                 num_running += 1  # it will: what comes after it must not take its room
         for sequence in islice(waiting, LOOKAHEAD):
-            if sequence.root is not None and not sequence.pages and not sequence.looked_below:
+            if sequence.root is None or sequence.looked_below or self._prefixes.left(sequence) is not None:
+                continue
+            if not sequence.pages or self._could_go_on(sequence, num_running):
                 self._look(sequence)
 
     def wait(self) -> None:
@@ -57,9 +59,20 @@ class Restores:
         """Whether pages are on their way to it."""
         return sequence in self._fetches
 
+    def _could_go_on(self, sequence: Sequence, num_running: int) -> bool:
+        """Whether a sequence with pages to start from, full ones, has room for the rest. Before that others may take
+        its pages again: what is read from below too early is read in vain."""
+        full = sequence.num_computed == len(sequence.pages) * self._prefixes.cache.page_size
+        return full and self._has_room(sequence, len(sequence.pages), num_running)
+
+    def _has_room(self, sequence: Sequence, held: int, num_running: int) -> bool:
+        """Whether a sequence that holds so many pages could be admitted."""
+        missing = sequence.peak_pages(len(sequence.tokens), self._prefixes.cache.page_size)[0] - held
+        return not num_running or self._prefixes.allocator.num_free >= missing + num_running
+
     def _look(self, sequence: Sequence) -> None:
         prefixes = self._prefixes
-        wanted = prefixes.wanted(sequence)
+        wanted = prefixes.wanted(sequence)[len(sequence.pages) :]
         pages = prefixes.cache.match(wanted)
         below = wanted[len(pages) :]
         if not below or prefixes.is_coming(below[0]) or not self._tiers.holds(below[0]):
@@ -69,7 +82,7 @@ class Restores:
         if count:
             prefixes.hold(sequence, pages)
             prefixes.announce(sequence, below[:count])
-            self._fetches[sequence] = _Fetch(len(pages), below[:count], self._tiers.fetch(below[:count]))
+            self._fetches[sequence] = _Fetch(len(sequence.pages), below[:count], self._tiers.fetch(below[:count]))
 
     def _arrive(self, sequence: Sequence, fetch: _Fetch, num_running: int) -> bool:
         """Whether a fetch is over, be it that nobody wants it any more."""
@@ -78,10 +91,8 @@ class Restores:
         if not fetch.payloads.done():
             return False
         prefixes, allocator = self._prefixes, self._prefixes.allocator
-        size = prefixes.cache.page_size
-        missing = sequence.peak_pages(len(sequence.tokens), size)[0] - fetch.start  # prefixes are of one group
-        if num_running and allocator.num_free < missing + num_running:
-            return False  # it could not be admitted either
+        if not self._has_room(sequence, fetch.start, num_running):
+            return False
         payloads = fetch.payloads.result()
         known = prefixes.cache.match(fetch.hashes[: len(payloads)])
         prefixes.hold(sequence, known)

@@ -18,6 +18,7 @@ from sparsejax.engine.compile import Programs, abstract
 from sparsejax.engine.plan import Cut, StepPlan
 from sparsejax.engine.rows import mask_words, neutral_row, stack_rows
 from sparsejax.engine.sampler import SamplingRows
+from sparsejax.engine.saved_row import SavedRow
 from sparsejax.engine.state import DeviceState, Reads, initial_state, state_bytes
 from sparsejax.engine.step import COMPRESSOR, StepKey, StepOutputs, StepShape
 from sparsejax.engine.table import StepTable
@@ -79,6 +80,8 @@ class Runner:
             selector=selector,
             evictor=evictor,
         )
+        row = jax.ShapeDtypeStruct((), jnp.int32)
+        self._row_shapes = jax.eval_shape(lambda kv, row: kv.row_arrays(row), self.state.kv, row)
         self._table_mirror = np.zeros((num_rows, num_groups, table_width), np.int32)
         self.programs = Programs()
 
@@ -98,8 +101,7 @@ class Runner:
 
     def warm(self, keys: list[StepKey], progress: Any = list) -> None:
         """Compiles the step programs `keys` and the small programs beside them."""
-        small = ["admit", "copy", "bias", "allowed", *(["cut"] if self.evictor is not None else [])]
-        self.programs.get_all({key: partial(self._build, key) for key in [*keys, *small]}, progress)
+        self.programs.get_all({key: partial(self._build, key) for key in [*keys, *self._small_programs()]}, progress)
         self.programs.num_warm = self.programs.num_compiles
 
     def admit(
@@ -111,6 +113,20 @@ class Runner:
     ) -> None:
         """Sets the sampling state and the policies of `row` for the sequence that takes it."""
         self.state = self._program("admit")(self.state, np.int32(row), values, policy, keep)
+
+    @property
+    def rows_hold(self) -> bool:
+        """Whether rows that evict hold something besides their pages."""
+        return self.evictor is not None and bool(jax.tree.leaves(self._row_shapes))
+
+    def save_row(self, row: int) -> SavedRow:
+        """What `row` holds besides its pages."""
+        self.state, arrays = self._program("save_row")(self.state, np.int32(row))
+        return SavedRow(arrays)
+
+    def load_row(self, row: int, saved: SavedRow) -> None:
+        """Gives `row` what `save_row` read, once it is admitted."""
+        self.state = self._program("load_row")(self.state, np.int32(row), saved.arrays)
 
     def set_bias(self, row: int, ids: np.ndarray, values: np.ndarray) -> None:
         """Replaces the logit biases of `row` (bans that depend on what was generated)."""
@@ -179,7 +195,9 @@ class Runner:
             self._table_mirror[at] = page
 
     def _send_tables(self) -> None:
-        self.state = self.state.with_tables(jnp.asarray(self._table_mirror.reshape(len(self._table_mirror), -1)))
+        # A copy: the transfer may read it after this returns, when the mirror already has the next plan's entries.
+        tables = self._table_mirror.reshape(len(self._table_mirror), -1).copy()
+        self.state = self.state.with_tables(jnp.asarray(tables))
 
     def _fill_decode(self, plan: StepPlan, fields: dict[str, np.ndarray]) -> None:
         fields["rows"][:] = self.spare_row
@@ -274,8 +292,10 @@ class Runner:
         }
         if self.evictor is not None:
             programs["cut"] = (cut, ids(), ids(groups), ids(groups), ids(), ids(groups, self.evictor.capacity))
+        if self.rows_hold:
+            programs["save_row"] = (DeviceState.save_row, ids())
+            programs["load_row"] = (DeviceState.load_row, ids(), self._row_shapes)
         return programs
-
 
 def _neutral_rows(vocab_size: int, num_rows: int) -> SamplingRows:
     rows = stack_rows([neutral_row(vocab_size)] * num_rows)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from sparsejax.cache.allocator import PageAllocator
 from sparsejax.cache.prefix import PrefixCache
+from sparsejax.engine.conversations import Conversations
 from sparsejax.engine.plan import Chunk, Cut, StepPlan
 from sparsejax.engine.prefixes import Prefixes
 from sparsejax.engine.restore import Restores
@@ -30,6 +31,7 @@ class Limits:
 
     Attributes:
         share_whole_pages: sequences share full pages only, because open pages are not in the pool.
+        conversation_pages: pages that conversations keep between their turns; None is half of all.
     """
 
     max_num_seqs: int
@@ -38,6 +40,7 @@ class Limits:
     page_size: int
     num_decode_steps: int = 1
     share_whole_pages: bool = False
+    conversation_pages: int | None = None
 
 
 class Scheduler:
@@ -56,6 +59,8 @@ class Scheduler:
         self.limits = limits
         self.allocators = allocators
         self.prefixes = Prefixes(cache, self.allocator, copies=not limits.share_whole_pages)
+        kept = limits.share_whole_pages, limits.conversation_pages
+        self.conversations = Conversations(allocators, limits.page_size, *kept)
         self.restores = Restores(self.prefixes, tiers) if tiers else None
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
@@ -107,12 +112,13 @@ class Scheduler:
 
     def schedule(self) -> StepPlan | None:
         """Plans the next step. None: nothing to do until results of dispatched steps come in."""
+        self.conversations.expire()
         if self.restores:
             self.restores.advance(self.waiting, len(self.running))
         plan = StepPlan()
         if self._plan_evictions(plan) and self._plan_running(plan):
             self._admit(plan)
-        if not plan.decode and not plan.chunks and not plan.evictions:
+        if not (plan.decode or plan.chunks or plan.evictions or plan.admitted):
             return None
         plan.num_steps = self._decode_steps(plan)
         self._commit(plan)
@@ -138,6 +144,7 @@ class Scheduler:
             plan.evictions.append(Cut(sequence.row, sequence.lengths, *its))
             plan.enter(sequence)
             sequence.evicted()
+            self.prefixes.publish_cut(sequence)
         return True
 
     def _plan_running(self, plan: StepPlan) -> bool:
@@ -172,6 +179,8 @@ class Scheduler:
                 return
             del self.waiting[at]
             self._start(sequence, plan)
+            if sequence.must_evict:  # due since the turn before; the next plan begins with it
+                continue
             count = sequence.most_computable(min(sequence.num_uncomputed, budget))
             # Cannot fail: `_room_for` counted these pages.
             most = sequence.most_computable(sequence.num_uncomputed)
@@ -193,18 +202,27 @@ class Scheduler:
     def _room_for(self, sequence: Sequence) -> bool:
         """Whether every known token of `sequence` finds a page, with one page left for each running one, so
         that a sequence is not admitted only to be preempted by its neighbours' next tokens."""
-        peaks = sequence.peak_pages(len(sequence.tokens), self.limits.page_size)
-        places = zip(peaks, sequence.tables, self._shared(sequence), strict=True)
-        wanted = [peak - len(pages) + len(shared) + len(self.running) for peak, pages, shared in places]
-        while not self._free(wanted):
-            if self.running or not (self._reclaim_waiting(after=sequence) or self._drop_copied(sequence)):
+        while not self._free(wanted := self._wanted(sequence)):
+            if self.conversations.give_way(wanted):
+                continue
+            if self.running or not (
+                self._reclaim_waiting(after=sequence)
+                or self.conversations.give_way(unshare=True)
+                or self._drop_copied(sequence)
+            ):
                 return False
         return True
+
+    def _wanted(self, sequence: Sequence) -> list[int]:
+        """By group, free pages with which `sequence` is admitted."""
+        peaks = sequence.peak_pages(len(sequence.tokens), self.limits.page_size)
+        places = zip(peaks, sequence.tables, self._shared(sequence), strict=True)
+        return [peak - len(pages) + len(shared) + len(self.running) for peak, pages, shared in places]
 
     def _drop_copied(self, sequence: Sequence) -> bool:
         """Gives back the page that `sequence` would have to copy: page and copy may be one more than there are."""
         first = sequence.num_computed // self.limits.page_size
-        if len(sequence.pages) <= first:
+        if len(sequence.pages) <= first or any(sequence.shifts):  # what is left after an eviction is nowhere else
             return False
         for allocator, pages in zip(self.allocators, sequence.tables, strict=True):
             allocator.release(pages[first:])
@@ -226,7 +244,7 @@ class Scheduler:
             missing = [max(0, _pages(num_tokens - shift, size) - len(pages)) for shift, pages in places]
             if self._free([len(copied) + count for copied, count in zip(shared, missing, strict=True)]):
                 break
-            if not self._reclaim_waiting() and not self._preempt_after(sequence):
+            if not self._make_room(sequence):
                 return False
         for group, (allocator, pages) in enumerate(zip(self.allocators, sequence.tables, strict=True)):
             for index in shared[group]:
@@ -254,9 +272,13 @@ class Scheduler:
     def _free_up(self, wanted: list[int], sequence: Sequence) -> bool:
         """Takes pages from later sequences until so many are free. False if `sequence` had to give up."""
         while not self._free(wanted):
-            if not self._reclaim_waiting() and not self._preempt_after(sequence):
+            if not self._make_room(sequence):
                 return False
         return True
+
+    def _make_room(self, sequence: Sequence) -> bool:
+        """Takes pages from whoever needs them least. True if some may be free now and `sequence` still runs."""
+        return self.conversations.give_way() or self._reclaim_waiting() or self._preempt_after(sequence)
 
     def _reclaim_waiting(self, after: Sequence | None = None) -> bool:
         """Takes the pages that the last sequence in the queue which holds any was to start from."""

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from sparsejax.sparsity.eviction import Eviction
+
+if TYPE_CHECKING:
+    from sparsejax.engine.conversations import Conversation
+    from sparsejax.engine.saved_row import SavedRow
 
 PENDING = -1
 """Stands for an output token that a dispatched step will produce and the host has not read yet."""
@@ -42,9 +47,11 @@ class Sequence:
         publishes: whether it still adds to the cache.
         owner: marks pages in the cache that only it may find, once there are any.
         hashes: of its full pages, as far as they were needed.
+        cut_names: of the pages that its one eviction leaves, which others with the same policy and tokens may read.
         num_published: leading pages of its own that are cached.
         num_cached: tokens that it took from the cache when it started.
         looked_below: whether the tiers below the device were asked for its pages.
+        past: the conversation that it continues, and `saved_row` what its row is to start from, if anything.
         awaits: hash of a page that a running sequence is about to publish and it wants.
     """
 
@@ -67,10 +74,13 @@ class Sequence:
     publishes: bool = True
     owner: bytes = b""
     hashes: list[bytes] = field(default_factory=list)
+    cut_names: list[bytes] = field(default_factory=list)
     num_published: int = 0
     num_cached: int = 0
     looked_below: bool = False
     awaits: bytes | None = None
+    past: Conversation | None = None
+    saved_row: SavedRow | None = None
 
     def __post_init__(self) -> None:
         self.num_prompt = len(self.tokens)
@@ -83,6 +93,22 @@ class Sequence:
         self.looked_below = False
         self.num_published, self.num_cached, self.publishes = 0, 0, True
         self.evict_at = self.eviction and self.eviction.at
+        self.saved_row = None
+
+    def resume(self, past: Conversation) -> None:
+        """It starts from the pages of `past`, which it reads from now."""
+        self.past, self.saved_row = past, past.row
+        self.tables = [list(pages) for pages in past.tables]
+        self.num_computed = self.num_cached = past.num_computed
+        self.shifts, self.evict_at = list(past.shifts), past.evict_at
+        self.publishes = past.num_computed == 0  # answers are in its pages, and evictions may have been
+
+    def start_cut(self, pages: list[int]) -> None:
+        """It starts from the pages that its one eviction leaves."""
+        self.pages = pages
+        self.num_computed = self.num_cached = self.evict_at
+        self.evicted()
+        self.publishes = False
 
     def evicted(self) -> None:
         """The eviction that was due has run."""
@@ -114,9 +140,9 @@ class Sequence:
         return [self.num_computed - shift for shift in self.shifts]
 
     def peak_pages(self, num_tokens: int, page_size: int) -> tuple[int, ...]:
-        """By group, the most pages it holds at once until `num_tokens` are computed from the start."""
+        """By group, the most pages it holds at once until `num_tokens` are computed, from the start or its last cut."""
         if self.eviction:
-            return self.eviction.peak_pages(num_tokens, page_size)
+            return self.eviction.peak_pages(num_tokens, page_size, self.shifts)
         return (-(-num_tokens // page_size),) * self.num_groups
 
     @property
@@ -145,10 +171,15 @@ class Sequence:
 
         Not the newest output: a device that sees it end the sequence does not compute it.
         """
+        return min(self.num_computed, max(self.num_prompt, self.num_known - 1))
+
+    @property
+    def num_known(self) -> int:
+        """Leading tokens that the host knows."""
         known = len(self.tokens)
         while self.tokens[known - 1] == PENDING:
             known -= 1
-        return min(self.num_computed, max(self.num_prompt, known - 1))
+        return known
 
     @property
     def num_shareable(self) -> int:

@@ -96,6 +96,14 @@ class DeviceState:
         kv = evictor.evict(self.kv, self.keep, row, self.tables_of(row), length, kept, at, new_pages)
         return replace(self, kv=kv.without_row(row))
 
+    def save_row(self, row: Int[Array, ""]) -> tuple[DeviceState, Any]:
+        """What `row` holds besides its pages."""
+        return self, self.kv.row_arrays(row)
+
+    def load_row(self, row: Int[Array, ""], arrays: Any) -> DeviceState:
+        """Gives `row` what `save_row` read of another."""
+        return replace(self, kv=self.kv.with_row_arrays(row, arrays))
+
     def after_step(self, rows: Int[Array, " R"], handed: Handed | None) -> tuple[DeviceState, Reads | None]:
         """What decode rows read in a step, and the state in which those that captured too little read more."""
         if handed is None:

@@ -12,7 +12,7 @@ from sparsejax.engine.reads import recall_stats
 def engine_stats(core: EngineCore) -> dict[str, int | float]:
     """Live pages and bytes, queue lengths and totals since start. Idle pages are free ones that the prefix cache uses
     until somebody needs them."""
-    scheduler, runner = core.scheduler, core.runner
+    scheduler, runner, kept = core.scheduler, core.runner, core.scheduler.conversations
     allocators, groups = scheduler.allocators, runner.state.kv.groups
     whole = CacheGroup.of_all(groups)
     live = Counter()
@@ -48,6 +48,10 @@ def engine_stats(core: EngineCore) -> dict[str, int | float]:
         "kv_live_pages": sum(each.num_live for each in allocators),
         "kv_free_pages": sum(each.num_free for each in allocators),
         "kv_idle_pages": sum(each.num_idle for each in allocators),
+        "kv_kept_pages": kept.num_pages,
+        "num_conversations": len(kept),
+        **{f"conversations_{name}": kept.counters[name] for name in ("kept", "continued", "dropped")},
+        "continued_tokens": core.counters["continued_tokens"],
         "kv_live_bytes": sum(live.values()) + len(scheduler.running) * whole.row_bytes,
         **{f"kv_codec_{codec}_bytes": size for codec, size in live.items()},
         "kv_page_bytes": whole.page_bytes,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import Counter, deque
 from collections.abc import Sequence
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from sparsejax.engine.runner import Runner
 
 
+logger = logging.getLogger(__name__)
 MOST_SAVES = 8
 """Saves whose bytes are still on the device; the next one waits for the oldest."""
 
@@ -86,9 +88,12 @@ class PageTiers:
 
     def close(self, cached: Sequence[tuple[bytes, int]]) -> None:
         """Leaves what there is, the pages `cached` on the device included, to the next process, if there is a disk."""
-        for start in range(0, len(cached) if self.store.disk is not None else 0, BUCKETS[-1]):
-            self.write_back(cached[start : start + BUCKETS[-1]])
-        self._settle(0)
+        try:
+            for start in range(0, len(cached) if self.store.disk is not None else 0, BUCKETS[-1]):
+                self.write_back(cached[start : start + BUCKETS[-1]])
+            self._settle(0)
+        except (RuntimeError, ValueError) as error:  # of JAX, from a device that has failed
+            logger.warning("cached pages cannot be read from the device and are lost: %s", error)
         self._mover.shutdown()
         self.store.close()
 

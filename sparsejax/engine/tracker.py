@@ -55,6 +55,8 @@ class Tracker:
 
     Attributes:
         prompt_ids: its prompt; every output carries this list itself, not a copy.
+        compress_at: tokens of the prompt after which its policy compresses the cache.
+        conversation: under which its answer was kept, once it was.
         stop_ids: token ids that end an output; those in `eos_ids` are the model's own.
     """
 
@@ -65,10 +67,12 @@ class Tracker:
     stop_ids: tuple[int, ...]
     eos_ids: frozenset[int]
     decode_token: Callable[[int], str | None]
+    compress_at: int = 0
     choices: list[Choice] = field(default_factory=list)
     prompt_logprobs: list[dict[int, Logprob] | None] = field(default_factory=list)
     metrics: RequestMetrics = field(default_factory=lambda: RequestMetrics(time.monotonic()))
     num_cached_tokens: int = 0
+    conversation: str | None = None
 
     @property
     def finished(self) -> bool:
@@ -143,6 +147,7 @@ class Tracker:
             finished=self.finished,
             metrics=self.metrics,
             num_cached_tokens=self.num_cached_tokens,
+            conversation=self.conversation,
         )
 
     def _completion(self, choice: Choice, delta: bool) -> CompletionOutput:

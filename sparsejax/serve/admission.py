@@ -63,6 +63,16 @@ class Admission:
             self.requests += samples
         return Ticket(self, samples)
 
+    def check_room(self) -> None:
+        """Takes nothing.
+
+        Raises:
+            Overloaded: not even the smallest request can be taken now.
+        """
+        with self._lock:
+            self._check("requests", self.requests, 1, self.limits.max_requests)
+            self._check("prompt tokens", self.prompt_tokens, 1, self.limits.max_prompt_tokens)
+
     def _check(self, what: str, held: int, more: int, most: int) -> None:
         if held and held + more > most:
             raise Overloaded(

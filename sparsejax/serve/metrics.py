@@ -22,6 +22,8 @@ GAUGES = {
     "kv_live_pages": "KV pages in use.",
     "kv_free_pages": "KV pages that are free, idle ones included.",
     "kv_idle_pages": "KV pages that nobody reads and the prefix cache keeps until they are needed.",
+    "kv_kept_pages": "KV pages of conversations between their turns, each as often as conversations hold it.",
+    "num_conversations": "Conversations that are kept or continued.",
     "kv_live_bytes": "KV bytes in use.",
     "kv_page_bytes": "Bytes of a KV page over all layers.",
 }

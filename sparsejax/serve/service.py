@@ -140,11 +140,27 @@ class Service:
         Raises:
             Unavailable: it is not there, or takes nothing any more.
         """
+        self._check_ready()
+        return self._engine
+
+    def _check_ready(self) -> None:
         status = self.status
         if self._engine is None or status is not Status.READY:
             self.rejected["unavailable"] += 1
             raise Unavailable(f"the server is {status.value} and takes no requests now. Try again later.")
-        return self._engine
+
+    def check_room(self) -> None:
+        """Takes nothing; for servers, before they read a request.
+
+        Raises:
+            Unavailable, Overloaded: what `submit` would raise now, whatever is asked for.
+        """
+        self._check_ready()
+        try:
+            self.admission.check_room()
+        except Overloaded:
+            self.rejected["overloaded"] += 1
+            raise
 
     def names(self, served: Sequence[str]) -> tuple[str, ...]:
         """What the model is called by clients: `served`, or where it came from."""

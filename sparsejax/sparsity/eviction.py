@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -160,18 +160,23 @@ class Eviction:
     kept: tuple[int, ...]
     interval: int | None = None
 
-    def peak_pages(self, num_tokens: int, page_size: int) -> tuple[int, ...]:
+    def peak_pages(self, num_tokens: int, page_size: int, gone: Sequence[int] = ()) -> tuple[int, ...]:
         """Most pages held at once, in each class, by a sequence that reaches `num_tokens`: an eviction copies what
-        stays."""
-        return tuple(self._peak(kept, num_tokens, page_size) for kept in self.kept)
+        stays.
 
-    def _peak(self, kept: int, num_tokens: int, page_size: int) -> int:
+        Args:
+            gone: by class, tokens that evictions have taken already; none have run if there are none.
+        """
+        gone = gone or (0,) * len(self.kept)
+        return tuple(self._peak(*sizes, num_tokens, page_size) for sizes in zip(self.kept, gone, strict=True))
+
+    def _peak(self, kept: int, gone: int, num_tokens: int, page_size: int) -> int:
         def pages(tokens: int) -> int:
             return -(-tokens // page_size)
 
-        since = num_tokens - self.at
+        since = num_tokens - (gone + kept if gone else self.at)
         if since <= 0:
-            return pages(num_tokens)
+            return pages(kept if gone else num_tokens)
         after = pages(kept + min(since, self.interval or since))
         again = self.interval is not None and since > self.interval
-        return max(pages(self.at) + pages(kept), after + again * pages(kept))
+        return max(0 if gone else pages(self.at) + pages(kept), after + again * pages(kept))

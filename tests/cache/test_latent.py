@@ -43,6 +43,11 @@ def saved(folder: Path, model, compressor: Compressor) -> dict[str, str]:
     return {"preset": "deltakv", "compressor": str(folder), "select": "all", "filter_layers": None}
 
 
+def stored_as(codec: str, folders: pytest.TempPathFactory) -> str | dict[str, str]:
+    """What `sparsity` takes for a codec of the tiny model, DeltaKV with random weights among them."""
+    return saved(folders.mktemp("compressor"), tiny_model(), random_compressor()) if codec == "deltakv" else codec
+
+
 @pytest.fixture(scope="module")
 def model():
     return tiny_model(layers=LAYERS)

@@ -56,6 +56,7 @@ class FakeRunner:
     """Executes plans in order, as a device does, and checks what the scheduler promised."""
 
     vocab_size = VOCAB
+    rows_hold = True
 
     def __init__(self, limits: Limits, allocators: tuple[PageAllocator, ...], cache: PrefixCache):
         self.limits, self.allocators, self.cache = limits, allocators, cache
@@ -64,31 +65,46 @@ class FakeRunner:
         self.memory: dict[tuple[int, int, int], int] = {}
         self.last: dict[int, int] = {}
         self.history: dict[int, list[list[int]]] = {}
+        self.opened: dict[tuple[int, int, int], int] = {}
 
     def admit(self, row: int, values: dict, policy: None, keep: dict | None) -> None:
-        pass
+        self.opened = {slot: state for slot, state in self.opened.items() if slot[0] != row}
+
+    def save_row(self, row: int) -> FakeRow:
+        """What lies in the open page of each group, by slot."""
+        size, histories = self.limits.page_size, self.history[row]
+        return FakeRow(
+            {
+                (group, slot): states[slot]
+                for group, states in enumerate(histories)
+                for slot in range(len(states) // size * size, len(states))
+            }
+        )
+
+    def load_row(self, row: int, saved: FakeRow) -> None:
+        self.opened.update({(row, *slot): state for slot, state in saved.items()})
 
     def cut_caches(self, plan: StepPlan) -> None:
         """Moves the last tokens of each cache, after a look at all of them: none may have been written over."""
         size = self.limits.page_size
+        for sequence in plan.admitted:
+            start = sequence.num_computed - sum(chunk.count for chunk in plan.chunks if chunk.sequence is sequence)
+            start -= plan.num_steps * (sequence in plan.decode)
+            states = list(itertools.accumulate(sequence.tokens[:start], chain, initial=0))[1:]
+            self.history[sequence.row] = [states[shift:] for shift in sequence.shifts]
         for cut in plan.evictions:
             for group, (length, kept, pages) in enumerate(zip(cut.lengths, cut.kept, cut.new_pages, strict=True)):
-                old = [self.memory[self._slot(cut.row, group, slot)] for slot in range(length)]
+                old = [self._held(cut.row, group, slot) for slot in range(length)]
                 assert kept <= length and old == self.history[cut.row][group][-length:]
                 for slot, state in enumerate(old[-kept:]):
                     self.memory[group, pages[slot // size], slot % size] = state
                 del self.history[cut.row][group][:-kept]
+            self.opened = {slot: state for slot, state in self.opened.items() if slot[0] != cut.row}
         self.tables.update(plan.entries)
 
     def dispatch(self, plan: StepPlan, greedy: bool, prompt_logprobs: bool) -> np.ndarray:
         self._check(plan)
         self.cached = {page.page: page for page in self.cache}
-        for sequence in plan.admitted:
-            start = sequence.num_computed - sum(chunk.count for chunk in plan.chunks if chunk.sequence is sequence)
-            start -= plan.num_steps * (sequence in plan.decode)
-            states = itertools.accumulate(sequence.tokens[:start], chain, initial=0)
-            states = list(states)[1:]
-            self.history[sequence.row] = [states[:] for _ in self.allocators]
         self.cut_caches(plan)
         for group, source, target in plan.copies:
             for offset in range(self.limits.page_size):
@@ -121,6 +137,8 @@ class FakeRunner:
         assert token >= 0
         assert at != sequence.evict_at, "an eviction was due"
         row = sequence.row
+        for place in [slot for slot in self.opened if slot[0] == row]:  # the page that it goes on in is its own by now
+            self.memory[self._slot(*place)] = self.opened.pop(place)
         for group, (allocator, shift) in enumerate(zip(self.allocators, sequence.shifts, strict=True)):
             slot = at - shift
             previous = self.memory[self._slot(row, group, slot - 1)] if at else 0
@@ -135,6 +153,10 @@ class FakeRunner:
             self.last[row] = next_token(state)
         return self.last[row]
 
+    def _held(self, row: int, group: int, slot: int) -> int:
+        opened = self.opened.get((row, group, slot))
+        return self.memory[self._slot(row, group, slot)] if opened is None else opened
+
     def _slot(self, row: int, group: int, slot: int) -> tuple[int, int, int]:
         size = self.limits.page_size
         return group, self.tables[row, group, slot // size], slot % size
@@ -146,6 +168,15 @@ class FakeRunner:
         assert sum(chunk.count for chunk in plan.chunks) <= self.limits.max_chunk
         assert len(plan.decode) + sum(chunk.count for chunk in plan.chunks) <= self.limits.max_num_batched_tokens
         assert plan.num_steps == 1 or not plan.chunks
+
+
+class FakeRow(dict):
+    """What a row holds besides its pages."""
+
+    nbytes = 0
+
+    def settle(self) -> None:
+        """It is here at once."""
 
 
 class FakeTransfers:
@@ -178,6 +209,8 @@ def check_pages(core: EngineCore) -> None:
         readers = np.zeros(allocator.num_pages, int)
         for sequence in [*scheduler.running, *scheduler.waiting]:
             np.add.at(readers, sequence.tables[group], 1)
+        for kept in scheduler.conversations:
+            np.add.at(readers, [] if kept.tables is None else np.array(kept.tables[group], int), 1)
         live = int((readers > 0).sum())
         cached = [] if group else list(scheduler.prefixes.cache)
         np.add.at(readers, [page.page for page in cached], 1)
@@ -197,10 +230,12 @@ def make_core(
     share_whole_pages: bool = False,
     deeper: tuple[int, ...] = (),
     store: TieredStore | None = None,
+    conversation_pages: int | None = None,
     **caching: bool,
 ):
     """A core whose further cache groups have `deeper` pages."""
-    limits = Limits(max_num_seqs, budget, budget - max_num_seqs, page_size, steps, share_whole_pages)
+    kept = share_whole_pages, conversation_pages
+    limits = Limits(max_num_seqs, budget, budget - max_num_seqs, page_size, steps, *kept)
     allocators = tuple(map(PageAllocator, (num_pages, *deeper)))
     cache = PrefixCache(allocators[0], page_size)
     policies = declared(("dense", *EVICTING, *(PYRAMIDS if deeper else ())))

@@ -9,6 +9,7 @@ import pytest
 
 from sparsejax import SamplingParams
 from sparsejax.errors import RequestError
+from tests.cache.test_latent import stored_as
 from tests.engine.models import random_prompts, tiny_engine
 
 (PROMPT,) = random_prompts(0, (150,))
@@ -29,10 +30,14 @@ def bits(output) -> list:
     ]
 
 
-@pytest.fixture(scope="module", params=["dense", pytest.param("int8", marks=pytest.mark.slow), "int4"])
-def engines(request):
+SLOW = tuple(pytest.param(codec, marks=pytest.mark.slow) for codec in ("int8", "fp8", "deltakv"))
+
+
+@pytest.fixture(scope="module", params=["dense", "int4", *SLOW])
+def engines(request, tmp_path_factory):
     """One engine that caches prefixes and one that does not."""
-    with caching(sparsity=request.param) as warm, tiny_engine(sparsity=request.param) as cold:
+    sparsity = stored_as(request.param, tmp_path_factory)
+    with caching(sparsity=sparsity) as warm, tiny_engine(sparsity=sparsity) as cold:
         yield warm, cold
 
 
@@ -127,3 +132,30 @@ def test_salts_of_tenants():
         assert seen == [0, 0, 0, 144]
         with pytest.raises(RequestError, match="cache_salt"):
             SamplingParams(cache_salt="")
+
+
+@pytest.mark.parametrize(
+    ("codec", "names"),
+    (
+        ("dense", ("keydiff",)),
+        pytest.param("dense", ("snapkv", "expected_attention", "random_keep"), marks=pytest.mark.slow),
+        pytest.param("int8", ("keydiff", "snapkv"), marks=pytest.mark.slow),
+    ),
+)
+def test_questions_on_a_document_start_from_what_its_eviction_left(codec, names):
+    policies = [{"preset": name, "budget": 48, "sink": 3, "recent": 12, "window": 12, "pool": 3} for name in names]
+    declared = [codec, *policies]
+    prompts = [{"prompt_token_ids": PROMPT + OTHER[n : n + 20], "compress_at": 150} for n in range(0, 80, 20)]
+    with caching(sparsity=declared, num_decode_steps=3) as warm, tiny_engine(sparsity=declared) as cold:
+        for policy in policies:
+            params = dataclasses.replace(GREEDY, max_tokens=20, sparsity=policy)
+            wanted = [bits(cold.generate(prompt, params)[0]) for prompt in prompts]
+            for turn in range(2):
+                outputs = [warm.generate(prompt, params)[0] for prompt in prompts]
+                assert [bits(output) for output in outputs] == wanted
+                assert [output.num_cached_tokens for output in outputs][1 - turn :] == [150] * (3 + turn)
+            salted = dataclasses.replace(params, cache_salt=policy["preset"])
+            together = warm.generate(prompts, salted)
+            assert [tokens for o in together for tokens, _ in bits(o)] == [t for one in wanted for t, _ in one]
+            assert [output.num_cached_tokens for output in together] == [0, 150, 150, 150]
+        assert warm.stats()["kv_live_pages"] == 0

@@ -256,3 +256,50 @@ def test_caching_may_be_off():
         cached, _ = run(core)
     assert cached["second"] == 0 and core.counters["prefix_cache_queries"] == 0
     assert core.scheduler.allocator.num_idle == 0
+
+
+def test_what_an_eviction_inside_a_prompt_leaves_is_shared():
+    """Questions on one document, which the policy compresses before it reads them: it is read and cut once."""
+    core = make_core(80, max_num_seqs=4)
+    policy = {"preset": "keydiff", "budget": 20, "recent": 1, "sink": 0}
+    document, got = [3] * 50, {}
+
+    def ask(numbers, **params):
+        for number in numbers:
+            prompt = Prompt(None, [*document, number, 9], compress_at=50)
+            core.add(str(number), prompt, greedy(max_tokens=3, sparsity=policy, **params))
+        while core.has_unfinished:
+            for output in core.step():
+                got[int(output.request_id)] = output.outputs[0].token_ids, output.num_cached_tokens
+            check_pages(core)
+        for number in numbers:
+            assert got[number][0] == expected([*document, number, 9], 3)
+        return [got[number][1] for number in numbers]
+
+    assert ask(range(4)) == [0, 50, 50, 50]
+    assert core.counters["computed_tokens"] == 50 + 4 * (2 + 2)
+    assert ask([5]) == [50]
+    assert ask([6], cache_salt="of another tenant") == [0]
+    document[0] = 4
+    assert ask([7]) == [0]
+    core.add("dense", Prompt(None, [*document, 8]), greedy(max_tokens=1))
+    while core.has_unfinished:
+        (output,) = core.step() or [None]
+    assert output.num_cached_tokens == 48  # full pages from before the cut
+    assert core.scheduler.allocator.num_live == 0
+
+
+def test_an_abort_before_the_cut_lets_the_next_one_cut():
+    core = make_core(80, max_num_seqs=4)
+    policy = {"preset": "keydiff", "budget": 20, "recent": 1, "sink": 0}
+    for number in range(3):
+        prompt = Prompt(None, [*[3] * 50, number], compress_at=50)
+        core.add(str(number), prompt, greedy(max_tokens=2, sparsity=policy))
+    core.step()
+    core.abort(["0"])
+    got = {}
+    while core.has_unfinished:
+        got |= {output.request_id: output for output in core.step()}
+        check_pages(core)
+    assert all(got[str(n)].outputs[0].token_ids == expected([*[3] * 50, n], 2) for n in (1, 2))
+    assert got["2"].num_cached_tokens == 50 and not core.scheduler.prefixes._coming

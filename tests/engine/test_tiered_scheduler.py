@@ -132,3 +132,24 @@ def test_sequences_that_want_the_same_pages_fetch_them_once():
     while core.has_unfinished:
         core.step()
     assert core.tiers.stats()["host_kv_hits"] - before == 12
+
+
+@pytest.mark.parametrize("compute", (9.0, 1.0))
+def test_a_preempted_sequence_comes_back_from_below_where_that_costs_less(compute):
+    """By measured seconds a page: fixed here, so that nothing depends on a clock."""
+    core = make_core(26, max_num_seqs=2, store=TieredStore(10_000))
+    core.tiers.costs.note = lambda *measured: None
+    core.tiers.costs.seconds = {"host": 1.0, "load": 1.0, "compute": compute}
+    prompts, got = [[number] * 40 for number in (1, 2)], {}
+    for number, prompt in enumerate(prompts):
+        core.add(str(number), Prompt(None, prompt), greedy(max_tokens=40))
+    while core.has_unfinished:
+        got.update({output.request_id: output.outputs[0].token_ids for output in core.step()})
+        check_pages(core)
+    assert got == {str(number): expected(prompt, 40) for number, prompt in enumerate(prompts)}
+    stats, again = core.tiers.stats(), core.counters["computed_tokens"] - 2 * (40 + 39)
+    assert core.scheduler.num_preemptions > 0 and stats["kv_pages_saved"] > 0
+    if compute > 2:
+        assert stats["kv_pages_loaded"] > 0 == stats["kv_pages_passed"] and again <= 4 * core.scheduler.num_preemptions
+    else:
+        assert stats["kv_pages_loaded"] == 0 < stats["kv_pages_passed"] and again > 4 * core.scheduler.num_preemptions

@@ -5,10 +5,12 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
+import jax
 import pytest
 
 from sparsejax import EngineConfig, SamplingParams
 from sparsejax.errors import CapacityError, ConfigError, StoreError
+from tests.cache.test_latent import stored_as
 from tests.engine.models import random_prompts, tiny_engine
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=6, ignore_eos=True, logprobs=1)
@@ -38,14 +40,15 @@ def prompts() -> list[list[int]]:
     return random_prompts(3, tuple(range(150, 158)))
 
 
-CODED = tuple(pytest.param(codec, marks=pytest.mark.slow) for codec in ("int8", "int4"))
+CODED = tuple(pytest.param(codec, marks=pytest.mark.slow) for codec in ("int8", "fp8", "int4", "deltakv"))
 
 
 @pytest.fixture(scope="module", params=("dense", *CODED))
-def setting(request, prompts):
+def setting(request, prompts, tmp_path_factory):
     """Sparsity, bytes of a pool, and what a large engine without a cache answers."""
-    with tiny_engine(sparsity=request.param, **COLD) as engine:
-        return request.param, pool_bytes(sparsity=request.param), answers(engine, prompts)
+    sparsity = stored_as(request.param, tmp_path_factory)
+    with tiny_engine(sparsity=sparsity, **COLD) as engine:
+        return sparsity, pool_bytes(sparsity=sparsity), answers(engine, prompts)
 
 
 def test_a_working_set_four_times_the_pool_is_served_from_below(setting, prompts, tmp_path, monkeypatch):
@@ -130,7 +133,11 @@ def test_preempted_sequences_go_on_beside_main_memory(prompts, monkeypatch):
     with tiny_engine(kv_memory_bytes=pool_bytes(26), host_kv_bytes=1 << 30, **POOL) as engine:
         monkeypatch.setattr(engine.core.tiers, "worthwhile", len)  # whatever the clock says
         assert [o.outputs[0].token_ids for o in engine.generate(prompts[:2], params)] == cold
-        assert engine.stats()["num_preemptions"] > 0
+        stats = engine.stats()
+        assert stats["num_preemptions"] > 0
+        # Prompts are read once: what was preempted came back from where it was written to.
+        assert stats["kv_pages_saved"] >= stats["kv_pages_loaded"] == stats["host_kv_hits"] > 0
+        assert stats["computed_tokens"] < sum(map(len, prompts[:2])) + 2 * (60 + PAGE)
 
 
 def test_aborts_while_pages_are_on_their_way_leave_nothing_behind(prompts, tmp_path, monkeypatch):
@@ -184,3 +191,26 @@ def test_settings_are_checked(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(StoreError, match="no directory"):
         tiny_engine(disk_kv_path=str(tmp_path / "file"), disk_kv_bytes=1 << 20, **POOL)
+
+
+@pytest.mark.parametrize("in_flight", (False, True))
+def test_an_engine_whose_device_failed_shuts_down_and_leaves_what_is_below(prompts, tmp_path, caplog, in_flight):
+    tiers = dict(disk_kv_path=str(tmp_path), disk_kv_bytes=1 << 30, host_kv_bytes=1 << 30)
+    engine = tiny_engine(kv_memory_bytes=pool_bytes(), **tiers, **POOL)
+    answers(engine, prompts[:4])
+    saved = engine.stats()["kv_pages_saved"]
+    if in_flight:
+        engine.add_request("lost", prompts[5], GREEDY)
+        engine.step()
+        for array in jax.tree.leaves(engine.core._in_flight.outputs):
+            array.delete()
+    for array in jax.tree.leaves(engine.core.runner.state):
+        array.delete()
+    engine.shutdown()
+    engine.shutdown()
+    assert any("are lost" in message for message in caplog.messages)
+    assert any("last step failed" in message for message in caplog.messages) == in_flight
+    assert len(list(tmp_path.rglob("*.page"))) >= saved > 0
+    with tiny_engine(**tiers, **POOL) as engine:
+        answers(engine, prompts[:4])
+        assert engine.stats()["kv_pages_loaded"] > 0

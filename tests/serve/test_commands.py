@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
+import signal
+import socket
 import sys
+import threading
 
 import pytest
 
@@ -11,6 +15,7 @@ from sparsejax.cli import main
 from sparsejax.config import EngineConfig
 from sparsejax.serve.admission import ServiceLimits
 from sparsejax.serve.openai.options import HttpOptions
+from tests.serve.tiny import tiny_service
 
 
 @pytest.fixture
@@ -48,6 +53,37 @@ def test_serve_says_what_to_install(monkeypatch, capsys):
             monkeypatch.delitem(sys.modules, name)
     assert main(["serve"]) == 2
     assert "sparsejax[serve]" in capsys.readouterr().err
+
+
+def test_one_engine_behind_both_protocols(monkeypatch):
+    """`serve --grpc-port`: what HTTP and gRPC answer comes from the same engine, and a signal ends both."""
+    httpx2, client = pytest.importorskip("httpx2"), pytest.importorskip("sparsejax.serve.grpc.client")
+    ports, answers, service = [], {}, tiny_service()
+    for _ in range(2):
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            ports.append(free.getsockname()[1])
+
+    def ask() -> None:
+        try:
+            asyncio.run(service.loaded())
+            asked = {"max_tokens": 6, "temperature": 0.0, "ignore_eos": True}
+            body = {"prompt": [5, 6, 7], **asked, "return_token_ids": True}
+            said = httpx2.post(f"http://127.0.0.1:{ports[0]}/v1/completions", json=body, timeout=60).json()
+            answers["http"] = said["choices"][0]["token_ids"]
+            with client.GrpcClient(f"127.0.0.1:{ports[1]}", timeout=60) as other:
+                answers["grpc"] = other.generate([5, 6, 7], asked).outputs[0].token_ids
+            answers["requests"] = service.stats()["num_requests"]
+        finally:
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr("sparsejax.serve.openai.server.use_json_logs", lambda level: None)
+    monkeypatch.setattr("sparsejax.serve.service.Service", lambda config, limits: service)
+    asking = threading.Thread(target=ask)
+    asking.start()
+    assert main(["serve", "--port", str(ports[0]), "--grpc-port", str(ports[1])]) == 0
+    asking.join()
+    assert answers["http"] == answers["grpc"] and len(answers["grpc"]) == 6 and answers["requests"] == 2
+    assert service.status.value == "stopped"
 
 
 def talk(monkeypatch, lines: list[str], *argv: str) -> int:

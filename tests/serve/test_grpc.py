@@ -33,6 +33,7 @@ from sparsejax.serve.grpc.protos import inference_pb2 as pb  # noqa: E402
 from sparsejax.serve.service import Service  # noqa: E402
 from tests.engine.models import text_engine, tiny_engine  # noqa: E402
 from tests.serve.grpc_live import live_grpc, wait_for  # noqa: E402
+from tests.serve.tiny import tiny_service  # noqa: E402
 
 LONG = {"max_tokens": 400, "ignore_eos": True, "temperature": 0.0}
 MESSAGES = [{"role": "user", "content": "Hi"}]
@@ -210,6 +211,38 @@ def test_a_full_queue(live, client):
         stream.close()
 
 
+def test_a_full_queue_refuses_before_it_reads(live, client):
+    """Messages that cannot even be read are refused as too many, once each; what takes no room is still answered."""
+    service, refused = live.service, live.service.rejected["overloaded"]
+    tickets = [service.admission.take(1) for _ in range(service.limits.max_requests)]
+    methods = ("Inference/Generate", "Inference/GenerateStream", "Inference/Chat", "Inference/ChatStream")
+    with live.channel() as channel:
+        for method in methods:
+            with pytest.raises(grpc.RpcError) as failed:
+                list(channel.unary_stream(f"/sparsejax.v1.{method}")(b"\xff" * 100, timeout=30))
+            assert failed.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert service.rejected["overloaded"] == refused + len(methods)
+    assert client.tokenize("abc") and client.server_info().admitted_requests == len(tickets)
+    for ticket in tickets:
+        ticket.release()
+    assert client.generate("abc").finished
+
+
+def test_salts_keep_tenants_apart(live, client):
+    """The same prompt under two salts meets no page of the other's; under the same salt it finds its own."""
+    prompt = [7 + place % 50 for place in range(60)]
+    seen = []
+    for salt in ("one", "two", None, "one"):
+        hits = live.service.stats()["prefix_cache_hits"]
+        output = client.generate(prompt, {"max_tokens": 2, "ignore_eos": True, "cache_salt": salt})
+        assert output.num_cached_tokens == live.service.stats()["prefix_cache_hits"] - hits
+        seen.append(output.num_cached_tokens)
+    assert seen == [0, 0, 0, 48]  # whole pages of the prompt
+    with pytest.raises(RequestError, match="cache_salt") as failed:
+        client.generate(prompt, {"cache_salt": ""})
+    assert status(failed) is grpc.StatusCode.INVALID_ARGUMENT and failed.value.parameter == "cache_salt"
+
+
 BAD = [
     ({"temperature": -1.0}, "temperature"),
     ({"top_p": 0.0}, "top_p"),
@@ -287,6 +320,26 @@ def test_broken_messages_change_nothing(live, client):
                     seen.add(error.code())
     assert seen <= allowed and grpc.StatusCode.INVALID_ARGUMENT in seen
     assert client.generate("abc", {"seed": 1}).outputs == wanted
+
+
+def test_calls_without_a_message_are_no_silence():
+    """Half-closed before a message, or never closed and never sent: a status each, in time."""
+    never = threading.Event()
+
+    def silent():
+        never.wait(20)
+        yield b""
+
+    with live_grpc(tiny_service(), GrpcOptions(port=0, message_timeout=0.2)) as live, live.channel() as channel:
+        for method in ("Inference/Generate", "Inference/GenerateStream", "Control/GetStats"):
+            send = channel.stream_stream(f"/sparsejax.v1.{method}")
+            for messages, wanted in ((iter([]), "INVALID_ARGUMENT"), (silent(), "DEADLINE_EXCEEDED")):
+                with pytest.raises(grpc.RpcError) as failed:
+                    list(send(messages, timeout=20))
+                assert failed.value.code().name == wanted and "message" in failed.value.details()
+        never.set()
+        with live.client() as client:
+            assert client.generate([1, 2, 3]).finished
 
 
 def test_messages_have_a_size_limit(client):

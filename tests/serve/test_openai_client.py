@@ -72,6 +72,17 @@ def test_samples_seeds_and_biases(client):
     assert only.choices[0].finish_reason == "length"
 
 
+def test_salts_keep_tenants_apart(client):
+    prompt, seen = [9 + place % 40 for place in range(60)], []
+    for salt in ("one", "two", None, "one"):
+        extra = {} if salt is None else {"cache_salt": salt}
+        answer = client.completions.create(model=MODEL, prompt=prompt, max_tokens=2, extra_body=extra)
+        seen.append(answer.usage.prompt_tokens_details.cached_tokens)
+    assert seen == [0, 0, 0, 48]  # whole pages of the prompt
+    with pytest.raises(openai.BadRequestError, match="cache_salt"):
+        client.completions.create(model=MODEL, prompt=prompt, extra_body={"cache_salt": ""})
+
+
 def test_echo_scores_a_prompt(client):
     """What evaluation harnesses send: a prompt as token ids, echoed, its log-probabilities, nothing new."""
     ids = client.post("../tokenize", body={"prompt": " box: 204; lamp"}, cast_to=dict)["tokens"]

@@ -118,7 +118,10 @@ def test_leaving_ends_the_request(client):
 
 
 def test_what_does_not_fit_is_refused(client):
-    """48 requests for 2 x 4 places and a queue of 4: every answer is whole, or a 503 that says when to come back."""
+    """48 requests for 2 x 4 places and a queue of 4: every answer is whole, or a 503 that says when to come back.
+
+    Ray counts a request as queued until a replica has taken it, so of those that come at once 4 are sure of an answer.
+    """
 
     async def ask():
         limits = httpx2.Limits(max_connections=48)
@@ -129,7 +132,7 @@ def test_what_does_not_fit_is_refused(client):
 
     answers = asyncio.run(ask())
     refused = [answer for answer in answers if answer.status_code == 503]
-    assert 12 <= len(answers) - len(refused) < 48 and {answer.status_code for answer in answers} == {200, 503}
+    assert 4 <= len(answers) - len(refused) < 48 and {answer.status_code for answer in answers} == {200, 503}
     for answer in refused:
         assert answer.json()["error"]["code"] == "overloaded" and int(answer.headers["retry-after"]) >= 1
     until(lambda: client.get("/load").json() == {"server_load": 0}, 20)

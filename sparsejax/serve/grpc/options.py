@@ -27,6 +27,7 @@ class GrpcOptions:
         reflection: let clients list the services and their messages.
         vllm_service: serve vllm.grpc.engine.VllmEngine on the same port if the package smg-grpc-proto is installed.
         max_message_bytes: largest message in either direction.
+        message_timeout: seconds in which the message of a call must have arrived.
         max_concurrent_calls: calls beyond this many are refused with RESOURCE_EXHAUSTED.
         keepalive: seconds without traffic after which a client is probed.
         keepalive_timeout: seconds that a probe may stay unanswered.
@@ -46,6 +47,7 @@ class GrpcOptions:
     reflection: bool = True
     vllm_service: bool = True
     max_message_bytes: int = 64 << 20
+    message_timeout: float = 30.0
     max_concurrent_calls: int = 2048
     keepalive: float = 60.0
     keepalive_timeout: float = 20.0
@@ -55,7 +57,8 @@ class GrpcOptions:
 
     def __post_init__(self) -> None:
         check_server(self)
-        above_zero(self, "max_message_bytes", "max_concurrent_calls", "keepalive", "keepalive_timeout")
+        above_zero(self, "max_message_bytes", "message_timeout", "max_concurrent_calls")
+        above_zero(self, "keepalive", "keepalive_timeout")
         at_least_zero(self, "max_connection_age")
         self._check_tls()
 

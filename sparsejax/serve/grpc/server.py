@@ -42,7 +42,7 @@ class GrpcServer:
     def __init__(self, service: Service, options: GrpcOptions):
         self.service, self.options = service, options
         names = service.names(options.served_model_name)
-        access = Access(service, KeyRing(options.api_key))
+        access = Access(service, KeyRing(options.api_key), options.message_timeout)
         self._server = grpc.aio.server(
             interceptors=[access],
             options=_channel_options(options),

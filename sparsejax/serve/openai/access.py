@@ -14,6 +14,7 @@ from sparsejax.serve.keys import KeyRing
 from sparsejax.serve.metrics import Metrics
 from sparsejax.serve.openai.errors import ApiError
 from sparsejax.serve.openai.options import HttpOptions
+from sparsejax.serve.openai.refusals import Refusals
 from sparsejax.serve.traces import span
 
 log = logging.getLogger("sparsejax.access")
@@ -43,6 +44,10 @@ class Keys:
                 401, "the API key is missing or wrong: send 'Authorization: Bearer KEY'.", code="invalid_api_key"
             )
         return caller
+
+    def know(self, authorization: bytes) -> bool:
+        """Whether this header comes from somebody who may ask."""
+        return self._ring.holder(authorization) is not None
 
     @contextlib.contextmanager
     def running(self, caller: str) -> Iterator[None]:
@@ -80,14 +85,15 @@ def is_guarded(scope: Any) -> bool:
 class Access:
     """ASGI middleware around the whole application."""
 
-    def __init__(self, app: Any, keys: Keys, metrics: Metrics):
-        self._app, self._keys, self._metrics = app, keys, metrics
+    def __init__(self, app: Any, keys: Keys, metrics: Metrics, refusals: Refusals):
+        self._app, self._keys, self._metrics, self._refusals = app, keys, metrics, refusals
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         headers = dict(scope["headers"])
+        authorization = headers.get(b"authorization", b"")
         given = headers.get(b"x-request-id", b"").decode("latin-1")
         request_id = given if given.isascii() and given.isprintable() and 0 < len(given) <= 128 else uuid.uuid4().hex
         record: dict[str, Any] = {"request_id": request_id}
@@ -101,12 +107,15 @@ class Access:
                 message = {**message, "headers": [*message["headers"], (b"x-request-id", request_id.encode())]}
             await send(message)
 
+        if self._keys.know(authorization) and (reason := self._refusals.reason(scope)):
+            await self._refusals.answer(reason, scope, receive, answer)
+            return
         carried = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         with contextlib.ExitStack() as stack:
             note = stack.enter_context(span(scope["method"], carried))
             try:
                 if is_guarded(scope):
-                    record["key"] = caller = self._keys.caller(headers.get(b"authorization", b""))
+                    record["key"] = caller = self._keys.caller(authorization)
                     stack.enter_context(self._keys.running(caller))
                 await self._app(scope, receive, answer)
             except ApiError as error:

@@ -15,6 +15,7 @@ from sparsejax.serve.openai.access import Access, Keys
 from sparsejax.serve.openai.errors import ApiError, as_api_error
 from sparsejax.serve.openai.events import ClientGone
 from sparsejax.serve.openai.options import HttpOptions
+from sparsejax.serve.openai.refusals import Refusals
 from sparsejax.serve.service import Service
 
 log = logging.getLogger("sparsejax.serve")
@@ -41,7 +42,8 @@ def make_app(service: Service, options: HttpOptions | None = None) -> FastAPI:
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(ClientGone, _gone)
     app.add_exception_handler(Exception, _bug)
-    app.add_middleware(Access, keys=Keys(options), metrics=app.state.metrics)
+    refusals = Refusals(service, app.state.metrics, options.body_timeout)
+    app.add_middleware(Access, keys=Keys(options), metrics=app.state.metrics, refusals=refusals)
     return app
 
 

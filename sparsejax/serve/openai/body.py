@@ -9,8 +9,10 @@ from typing import Any
 from fastapi import Request
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import from_json
+from starlette.requests import ClientDisconnect
 
 from sparsejax.serve.openai.errors import ApiError
+from sparsejax.serve.openai.events import ClientGone
 from sparsejax.serve.openai.options import HttpOptions
 
 log = logging.getLogger("sparsejax.serve")
@@ -50,7 +52,7 @@ async def receive_body(request: Request, options: HttpOptions) -> bytes:
     """All bytes of a body.
 
     Raises:
-        ApiError: 408 it came too slowly; 413 it is too large.
+        ApiError: 408 it came too slowly; 413 it is too large. ClientGone: the client left in the middle of it.
     """
     parts, size, most = [], 0, options.max_body_bytes
     try:
@@ -60,6 +62,8 @@ async def receive_body(request: Request, options: HttpOptions) -> bytes:
                 if size > most:
                     raise ApiError(413, f"the request body is larger than {most:,} bytes.", code="body_too_large")
                 parts.append(part)
+    except ClientDisconnect as error:
+        raise ClientGone from error
     except TimeoutError as error:
         raise ApiError(408, f"the request body did not arrive within {options.body_timeout} s.") from error
     return b"".join(parts)

@@ -16,7 +16,7 @@ from sparsejax.serve.openai.body import read_body, request_schema
 from sparsejax.serve.openai.errors import ApiError
 from sparsejax.serve.openai.events import EventStream, unless_gone
 from sparsejax.serve.openai.fields import SamplingFields
-from sparsejax.serve.openai.generation import Call
+from sparsejax.serve.openai.generation import Call, kept
 from sparsejax.serve.openai.logprobs import chat_logprobs
 from sparsejax.serve.openai.messages import Message, Tool, template_messages
 from sparsejax.serve.openai.tool_parsers import format_for
@@ -125,7 +125,7 @@ class Chat:
             message = {"role": "assistant", "content": delta.get("content", None if calls else "")}
             if calls:
                 message["tool_calls"] = calls
-            choices.append({**self._ends(part, reader), "message": message})
+            choices.append({**self._ends(part, reader), "message": message, **kept(output)})
         more = {"prompt_token_ids": output.prompt_token_ids} if self.body.return_token_ids else {}
         if self.body.prompt_logprobs is not None:
             more["prompt_logprobs"] = _prompt_logprobs(output)
@@ -141,7 +141,7 @@ class Chat:
             for part in output.outputs:
                 reader = readers[part.index]
                 delta = reader.feed(part.text, last=part.finish_reason is not None)
-                choice = {**self._ends(part, reader), "delta": delta}
+                choice = {**self._ends(part, reader), "delta": delta, **kept(output)}
                 if delta or choice["finish_reason"] or choice["logprobs"] or self.body.return_token_ids:
                     usage = {"usage": self.call.usage.body()} if wanted and wanted.continuous_usage_stats else {}
                     yield self.call.frame(CHUNK, [choice], **usage)

@@ -15,7 +15,7 @@ from sparsejax.serve.openai.body import read_body, request_schema
 from sparsejax.serve.openai.errors import ApiError
 from sparsejax.serve.openai.events import EventStream, unless_gone
 from sparsejax.serve.openai.fields import SamplingFields
-from sparsejax.serve.openai.generation import Call
+from sparsejax.serve.openai.generation import Call, kept
 from sparsejax.serve.openai.logprobs import completion_logprobs
 
 router = APIRouter()
@@ -117,6 +117,7 @@ class Completion:
             "logprobs": logprobs,
             "finish_reason": part.finish_reason,
             "stop_reason": part.stop_reason,
+            **kept(output),
         }
         if self.body.return_token_ids:
             choice["token_ids"] = part.token_ids

@@ -16,8 +16,10 @@ TYPES = {
     404: "not_found_error",
     405: "invalid_request_error",
     408: "timeout_error",
+    409: "conflict_error",
     413: "invalid_request_error",
     429: "rate_limit_error",
+    431: "invalid_request_error",
     503: "overloaded_error",
 }
 
@@ -57,10 +59,14 @@ class ApiError(Exception):
         return JSONResponse(self.body(), self.status, headers)
 
 
+STATUS = {"conversation_gone": 404, "conversation_busy": 409}
+"""Of errors in a request that are not 400, by their code."""
+
+
 def as_api_error(error: SparseJaxError) -> ApiError:
     """The answer for an error of ours."""
     if isinstance(error, RequestError):
-        return ApiError(400, str(error), param=error.parameter, code=error.code)
+        return ApiError(STATUS.get(error.code, 400), str(error), param=error.parameter, code=error.code)
     if isinstance(error, CapacityError):
         return ApiError(400, str(error), code="context_length_exceeded")
     if isinstance(error, Overloaded):

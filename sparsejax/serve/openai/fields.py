@@ -65,6 +65,8 @@ class SamplingFields(Body):
     spaces_between_special_tokens: bool | None = None
     sparsity: str | dict[str, Any] | None = None
     cache_salt: str | None = None
+    keep_alive: float | None = None
+    conversation: str | None = None
     response_format: ResponseFormat | None = None
     structured_outputs: dict[str, Any] | None = None
     guided_json: dict[str, Any] | str | None = None
@@ -112,4 +114,5 @@ _SAMPLED = (
     *("repetition_penalty", "seed", "stop", "stop_token_ids", "bad_words", "include_stop_str_in_output"),
     *("ignore_eos", "max_tokens", "min_tokens", "prompt_logprobs", "logit_bias", "allowed_token_ids"),
     *("skip_special_tokens", "spaces_between_special_tokens", "sparsity", "cache_salt"),
+    *("keep_alive", "conversation"),
 )

@@ -45,6 +45,11 @@ class Usage:
         }
 
 
+def kept(output: RequestOutput) -> dict[str, str]:
+    """The name under which the next request can continue, where it is kept."""
+    return {} if output.conversation is None else {"conversation": output.conversation}
+
+
 @dataclass
 class Call:
     """One generating HTTP request: its names, its settings and what it used.

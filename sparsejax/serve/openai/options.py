@@ -23,6 +23,7 @@ class HttpOptions:
         key_requests_per_minute: requests that one key may start in a minute; 0 is no limit.
         key_concurrency: requests of one key that may run at once; 0 is no limit.
         max_body_bytes: largest request body.
+        head_timeout: seconds in which the head of a request must have arrived.
         body_timeout: seconds in which a request body must have arrived.
         send_timeout: seconds that a client may take to accept a piece of the answer.
         shutdown_timeout: seconds that running requests get to finish after SIGTERM.
@@ -42,6 +43,7 @@ class HttpOptions:
     key_requests_per_minute: int = 0
     key_concurrency: int = 0
     max_body_bytes: int = 8 << 20
+    head_timeout: float = 10.0
     body_timeout: float = 30.0
     send_timeout: float = 60.0
     shutdown_timeout: float = 30.0
@@ -55,5 +57,5 @@ class HttpOptions:
     def __post_init__(self) -> None:
         check_server(self)
         one_of("tool_call_parser", self.tool_call_parser, TOOL_PARSERS)
-        above_zero(self, "max_body_bytes", "body_timeout", "send_timeout")
+        above_zero(self, "max_body_bytes", "head_timeout", "body_timeout", "send_timeout")
         at_least_zero(self, "key_requests_per_minute", "key_concurrency")

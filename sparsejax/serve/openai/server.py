@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import socket
 from collections.abc import Iterator
+from contextlib import AbstractAsyncContextManager
+from typing import Any
 
 import uvicorn
 
@@ -14,10 +17,12 @@ from sparsejax.errors import ConfigError
 from sparsejax.serve.lifecycle import catch_signals, live
 from sparsejax.serve.logs import use_json_logs
 from sparsejax.serve.openai.app import make_app
+from sparsejax.serve.openai.connection import Connection
 from sparsejax.serve.openai.options import HttpOptions
 from sparsejax.serve.service import Service
 
 log = logging.getLogger("sparsejax.serve")
+ALONE: AbstractAsyncContextManager[Any] = contextlib.nullcontext()
 LAST_WORDS = 1.0
 """Seconds that finished answers get to leave the sockets."""
 
@@ -50,6 +55,8 @@ def make_server(service: Service, options: HttpOptions) -> Server:
     return Server(
         uvicorn.Config(
             make_app(service, options),
+            http=functools.partial(Connection, head_timeout=options.head_timeout),
+            ws="none",
             lifespan="off",
             access_log=False,
             log_config=None,
@@ -62,12 +69,22 @@ def make_server(service: Service, options: HttpOptions) -> Server:
     )
 
 
-async def serve(service: Service, options: HttpOptions, sock: socket.socket) -> None:
+async def serve(
+    service: Service, options: HttpOptions, sock: socket.socket, beside: AbstractAsyncContextManager[Any] = ALONE
+) -> None:
     """Serves until a signal comes. SIGTERM or SIGINT drains; a second one ends the process at once.
+
+    Args:
+        beside: entered meanwhile: another server over the same service.
 
     Raises:
         SparseJaxError: the model cannot be loaded.
     """
+    async with beside:
+        await _serve(service, options, sock)
+
+
+async def _serve(service: Service, options: HttpOptions, sock: socket.socket) -> None:
     server = make_server(service, options)
     asked = catch_signals()
     serving = asyncio.create_task(server.serve([sock]))
@@ -85,12 +102,12 @@ async def serve(service: Service, options: HttpOptions, sock: socket.socket) -> 
         await service.stop()
 
 
-def run(service: Service, options: HttpOptions) -> None:
+def run(service: Service, options: HttpOptions, beside: AbstractAsyncContextManager[Any] = ALONE) -> None:
     """`serve` on a loop of its own, uvloop where it is installed."""
     use_json_logs(options.log_level)
     sock = listen(options)
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        runner.run(serve(service, options, sock))
+        runner.run(serve(service, options, sock, beside))
 
 
 def _loop_factory():

@@ -1,0 +1,291 @@
+"""Conversations: what finished sequences have in the cache, kept for the next turn that goes on from there."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from secrets import token_hex
+from typing import TYPE_CHECKING, Any
+
+from sparsejax.cache.allocator import PageAllocator
+from sparsejax.engine.params import SamplingParams
+from sparsejax.engine.prompts import Prompt
+from sparsejax.engine.sequence import Sequence
+from sparsejax.engine.validate import reject
+from sparsejax.errors import ConversationError
+
+if TYPE_CHECKING:
+    from sparsejax.engine.saved_row import SavedRow
+
+MOST_GONE = 1000
+"""Conversations that are gone of which it is known why."""
+EXPIRED = "nobody continued it within its keep_alive"
+DECIDED = "Its first turn has decided that."
+
+
+@dataclass(eq=False)
+class Conversation:
+    """The state after a turn, which never changes: a continuation reads its pages and writes to its own.
+
+    Attributes:
+        key: its salt and its name: requests with another salt do not find it.
+        tokens: all that was said, `num_prompt` tokens before the newest answer.
+        text: the prompt of the newest turn, if it was given as text.
+        sparsity: the policy of the first turn as its request gave it, and `compress_at`: tokens after which that
+            policy compressed the cache.
+        tables: pages by cache group; None once they are given up.
+        row: what the sequence held besides its pages, where the next turn needs it.
+        num_computed, shifts, evict_at: as of `Sequence`.
+        counted: attention is counted in its pages, so that a continuation has to have them for itself.
+        until: when it expires, if nobody continues it.
+        busy: a request continues it.
+        lost: why its pages were given up.
+    """
+
+    key: tuple[str | None, str]
+    tokens: list[int]
+    num_prompt: int
+    text: str | None
+    sparsity: Any
+    compress_at: int
+    tables: list[list[int]] | None
+    row: SavedRow | None
+    num_computed: int
+    shifts: list[int]
+    evict_at: int | None
+    counted: bool
+    until: float
+    busy: bool = False
+    lost: str = ""
+
+    @property
+    def num_pages(self) -> int:
+        """Pages that it holds; what it keeps of a row counts as one."""
+        return 0 if self.tables is None else sum(map(len, self.tables)) + (self.row is not None)
+
+    def extended_by(self, prompt: Prompt, tokenizer: Any = None) -> Prompt:
+        """`prompt`, which begins with all that was said, token for token or as one text.
+
+        Raises:
+            ConversationError: it begins with something else.
+        """
+        known, given = self.tokens, prompt.token_ids
+        if given[: len(known)] == known:
+            return prompt
+        if self.text is not None and prompt.text is not None and tokenizer is not None:
+            answer = tokenizer.decode(
+                known[self.num_prompt :], skip_special_tokens=False, clean_up_tokenization_spaces=False
+            )
+            if prompt.text.startswith(self.text + answer):
+                rest = prompt.text[len(self.text + answer) :]
+                return replace(prompt, token_ids=known + tokenizer.encode(rest, add_special_tokens=False))
+        at = next((i for i, (a, b) in enumerate(zip(known, given, strict=False)) if a != b), len(given))
+        raise ConversationError(
+            f"the prompt does not extend conversation {self.key[1]!r}: it has the first {at} of its {len(known)} "
+            "tokens. Send the prompt and the answer of the last turn, token for token or as one text, and then what "
+            "is new; or leave conversation out, and all of it is computed.",
+            parameter="prompt",
+            value=at,
+            code="conversation_mismatch",
+        )
+
+
+class Conversations:
+    """Keeps at most `max_pages` pages of all groups, the conversation that was used last longest ago goes first.
+
+    Args:
+        whole_pages: open pages are not in the pools: full ones are kept, and `Conversation.row` where there is one.
+        clock: seconds; `Conversation.until` is read off it.
+    """
+
+    def __init__(
+        self,
+        allocators: tuple[PageAllocator, ...],
+        page_size: int,
+        whole_pages: bool,
+        max_pages: int | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self.max_pages = sum(each.capacity for each in allocators) // 2 if max_pages is None else max_pages
+        self.num_pages = 0
+        self.counters: Counter[str] = Counter()
+        self.clock = clock
+        self._allocators, self._page_size, self._whole_pages = allocators, page_size, whole_pages
+        self._kept: OrderedDict[tuple[str | None, str], Conversation] = OrderedDict()
+        self._gone: OrderedDict[tuple[str | None, str], str] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def __iter__(self):
+        return iter(self._kept.values())
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes that are kept besides pages."""
+        return sum(getattr(each.row, "nbytes", 0) for each in list(self))
+
+    def of(self, params: SamplingParams) -> Conversation:
+        """The conversation that a request continues. Changes nothing, so it may run beside the steps.
+
+        Raises:
+            ConversationError: it is gone, or another request continues it.
+        """
+        key = params.cache_salt, params.conversation
+        found = self._kept.get(key)
+        if found is not None and found.busy:
+            raise ConversationError(
+                f"conversation {key[1]!r} is being continued by another request: wait for its end, one turn follows "
+                "the other.",
+                parameter="conversation",
+                value=key[1],
+                code="conversation_busy",
+            )
+        if found is None or found.until <= self.clock():
+            why = self._gone.get(key, "it was never kept here, or is gone for long") if found is None else EXPIRED
+            raise ConversationError(
+                f"conversation {key[1]!r} is not kept: {why}. Leave conversation out to have all of it computed.",
+                parameter="conversation",
+                value=key[1],
+                code="conversation_gone",
+            )
+        return found
+
+    def continued(
+        self, prompt: Prompt, params: SamplingParams
+    ) -> tuple[Prompt, SamplingParams, Conversation | None]:
+        """Prompt and parameters of a request under the policy of the conversation that it continues, if it does.
+
+        Raises:
+            ConversationError: as `of`, or the tokens are none of its next turns.
+            RequestError: the request asks for another policy.
+        """
+        if params.conversation is None:
+            return prompt, params, None
+        past = self.of(params)
+        past.extended_by(prompt)
+        if prompt.compress_at is not None:
+            reject("compress_at", prompt.compress_at, "left out beside conversation", DECIDED)
+        if params.sparsity not in (None, past.sparsity):
+            reject("sparsity", params.sparsity, "left out beside conversation", DECIDED)
+        return replace(prompt, compress_at=past.compress_at), replace(params, sparsity=past.sparsity), past
+
+    def begin(self, past: Conversation, sequence: Sequence) -> None:
+        """`sequence`, new and not queued, goes on from `past`."""
+        for allocator, pages in zip(self._allocators, past.tables, strict=True):
+            allocator.share(pages)
+        sequence.resume(past)
+        past.busy = True
+        self._kept.move_to_end(past.key)
+        if past.counted:
+            self._give_up(past, "the request that continued it was aborted")
+        self.counters["continued"] += 1
+
+    def keep(self, sequence: Sequence, params: SamplingParams, row: SavedRow | None, **facts: Any) -> str | None:
+        """Keeps a finished sequence that has its pages still, in place of the conversation that it continued.
+
+        Args:
+            facts: `text`, `compress_at` and `counted` of the `Conversation`.
+
+        Returns:
+            its name; None if it has more than `max_pages` pages.
+        """
+        tokens = sequence.tokens[: sequence.num_known]
+        size, count = self._page_size, sequence.num_written
+        if self._whole_pages and row is None:
+            count -= count % size
+        lengths = [count - shift for shift in sequence.shifts]
+        held = [length // size if self._whole_pages else -(-length // size) for length in lengths]
+        tables = [pages[:number] for pages, number in zip(sequence.tables, held, strict=True)]
+        past = sequence.past
+        new = Conversation(
+            (params.cache_salt, token_hex(16)) if past is None else past.key, tokens, sequence.num_prompt,
+            sparsity=params.sparsity, tables=tables, row=row, num_computed=count, shifts=list(sequence.shifts),
+            evict_at=sequence.evict_at, until=self.clock() + params.keep_alive, **facts,
+        )  # fmt: skip
+        if new.num_pages > self.max_pages:
+            self.leave(sequence, ended=True)
+            return None
+        for allocator, pages in zip(self._allocators, tables, strict=True):
+            allocator.share(pages)
+        if past is not None:
+            self._remove(past)
+        while self.num_pages + new.num_pages > self.max_pages:
+            self._drop(self._with_pages()[0], "newer ones took its pages (conversation_pages)")
+        self._kept[new.key] = new
+        self.num_pages += new.num_pages
+        self.counters["kept"] += 1
+        return new.key[1]
+
+    def leave(self, sequence: Sequence, ended: bool) -> None:
+        """A sequence is over and not kept. What it continued stays as it was if it was aborted before it `ended`."""
+        past = sequence.past
+        if past is None:
+            return
+        past.busy = False
+        if ended:
+            self._remove(past, "its last turn was not kept")
+        elif past.tables is None:
+            self._remove(past, past.lost)
+
+    def expire(self) -> None:
+        """Gives up what nobody continued in time, and settles rows that have arrived on the host."""
+        now = self.clock()
+        for each in list(self):
+            if each.row is not None:
+                each.row.settle()
+            if each.until <= now and not each.busy:
+                self._drop(each, EXPIRED)
+
+    def give_way(self, wanted: list[int] | None = None, *, unshare: bool = False) -> bool:
+        """Gives up the pages of one conversation for others; those that nobody continues come first.
+
+        Args:
+            wanted: free pages by cache group; nothing is given up if all conversations together would not do.
+            unshare: also give up pages that others read: whoever writes to one of them then needs no copy.
+
+        Returns:
+            whether one was given up.
+        """
+        held = self._with_pages()
+        if wanted is not None:
+            for group, (allocator, count) in enumerate(zip(self._allocators, wanted, strict=True)):
+                pages = [page for each in held for page in each.tables[group]]
+                if allocator.num_free + allocator.num_freed_by(pages) < count:
+                    return False
+        for each in held:
+            if unshare or any(a.num_freed_by(p) for a, p in zip(self._allocators, each.tables, strict=True)):
+                self._drop(each, "running requests needed its pages")
+                return True
+        return False
+
+    def _with_pages(self) -> list[Conversation]:
+        """Those that have pages, in the order in which they give them up."""
+        return sorted((each for each in self if each.tables is not None), key=lambda each: each.busy)
+
+    def _drop(self, each: Conversation, why: str) -> None:
+        """Gives a conversation up; while a request continues it, its pages only."""
+        self.counters["dropped"] += 1
+        if each.busy:
+            self._give_up(each, why)
+        else:
+            self._remove(each, why)
+
+    def _remove(self, each: Conversation, why: str = "") -> None:
+        """Forgets a conversation; with a reason unless another takes its place."""
+        del self._kept[each.key]
+        self._give_up(each, why)
+        if why:
+            self._gone[each.key] = why
+            while len(self._gone) > MOST_GONE:
+                self._gone.popitem(last=False)
+
+    def _give_up(self, each: Conversation, why: str) -> None:
+        if each.tables is None:
+            return
+        self.num_pages -= each.num_pages
+        for allocator, pages in zip(self._allocators, each.tables, strict=True):
+            allocator.release(pages)
+        each.tables, each.row, each.lost = None, None, why
