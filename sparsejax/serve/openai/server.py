@@ -23,6 +23,9 @@ from sparsejax.serve.service import Service
 
 log = logging.getLogger("sparsejax.serve")
 ALONE: AbstractAsyncContextManager[Any] = contextlib.nullcontext()
+KEEP_ALIVE = 75
+"""Seconds that a connection may rest between requests; clients and balancers give theirs up sooner, so that no request
+meets a connection that is being closed."""
 LAST_WORDS = 1.0
 """Seconds that finished answers get to leave the sockets."""
 
@@ -62,6 +65,7 @@ def make_server(service: Service, options: HttpOptions) -> Server:
             log_config=None,
             log_level=options.log_level,
             server_header=False,
+            timeout_keep_alive=KEEP_ALIVE,
             timeout_graceful_shutdown=max(1, round(LAST_WORDS)),
             ssl_certfile=options.ssl_certfile,
             ssl_keyfile=options.ssl_keyfile,
