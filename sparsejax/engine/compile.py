@@ -33,9 +33,11 @@ class Programs:
         self.compile_seconds = 0.0
 
     def get(self, key: Hashable, build: Build) -> jax.stages.Compiled:
-        """The program `key`."""
+        """The program `key`, compiled in this thread if it is missing."""
         if key not in self._compiled:
-            self.get_all({key: build})
+            start = time.perf_counter()
+            self._keep(key, _lower(build).compile())
+            self.compile_seconds += time.perf_counter() - start
         return self._compiled[key]
 
     def get_all(self, builds: Mapping[Hashable, Build], progress: Callable[[list], Iterable] = list) -> None:
@@ -50,11 +52,14 @@ class Programs:
         try:
             pending = {key: pool.submit(_lower(build).compile) for key, build in missing.items()}
             for key in progress(list(pending)):
-                self._compiled[key] = pending[key].result()
-                self.num_compiles += 1
+                self._keep(key, pending[key].result())
         finally:
             pool.shutdown(cancel_futures=True)
         self.compile_seconds += time.perf_counter() - start
+
+    def _keep(self, key: Hashable, program: jax.stages.Compiled) -> None:
+        self._compiled[key] = program
+        self.num_compiles += 1
 
     def __len__(self) -> int:
         return len(self._compiled)
