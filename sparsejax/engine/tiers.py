@@ -64,6 +64,17 @@ class PageTiers:
         """Whether a page is here or on its way."""
         return self._where(hash) is not None
 
+    @property
+    def num_pages(self) -> int:
+        """Pages for which there is room."""
+        disk = self.store.disk
+        return (self.store.host.max_bytes + (disk.max_bytes if disk else 0)) // self.transfers.page_bytes
+
+    def discard(self, hashes: Sequence[bytes]) -> None:
+        """Forgets pages that nobody will ask for again, those on their way here included."""
+        if hashes:
+            self._mover.submit(self.store.discard, tuple(hashes))
+
     def worthwhile(self, hashes: Sequence[bytes]) -> int:
         """How many leading pages of `hashes` are here and sooner brought back than computed."""
         for count, hash in enumerate(hashes):

@@ -11,21 +11,7 @@ from hypothesis import strategies as st
 from sparsejax.cache.tiers.store import TieredStore
 from sparsejax.engine.costs import Costs
 from sparsejax.engine.prompts import Prompt
-from tests.engine.fake import VOCAB, check_pages, expected, greedy, make_core
-
-PAGE_BYTES = 32  # four tokens of eight bytes
-
-
-class Leaky(TieredStore):
-    """Loses every `n`-th page that it is asked for, as a damaged disk does; never if 0."""
-
-    def __init__(self, host_bytes: int, n: int):
-        super().__init__(host_bytes)
-        self.n, self.asked = n, 0
-
-    def get(self, hash: bytes):
-        self.asked += 1
-        return None if self.n and self.asked % self.n == 0 else super().get(hash)
+from tests.engine.fake import PAGE_BYTES, VOCAB, Leaky, check_pages, expected, greedy, make_core
 
 
 def prompts_of(seed: int) -> list[list[int]]:

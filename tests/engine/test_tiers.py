@@ -10,6 +10,7 @@ import pytest
 
 from sparsejax import EngineConfig, SamplingParams
 from sparsejax.errors import CapacityError, ConfigError, StoreError
+from tests.cache.test_latent import stored_as
 from tests.engine.models import random_prompts, tiny_engine
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=6, ignore_eos=True, logprobs=1)
@@ -39,14 +40,15 @@ def prompts() -> list[list[int]]:
     return random_prompts(3, tuple(range(150, 158)))
 
 
-CODED = tuple(pytest.param(codec, marks=pytest.mark.slow) for codec in ("int8", "fp8", "int4"))
+CODED = tuple(pytest.param(codec, marks=pytest.mark.slow) for codec in ("int8", "fp8", "deltakv"))
 
 
-@pytest.fixture(scope="module", params=("dense", *CODED))
-def setting(request, prompts):
+@pytest.fixture(scope="module", params=("dense", "int4", *CODED))
+def setting(request, prompts, tmp_path_factory):
     """Sparsity, bytes of a pool, and what a large engine without a cache answers."""
-    with tiny_engine(sparsity=request.param, **COLD) as engine:
-        return request.param, pool_bytes(sparsity=request.param), answers(engine, prompts)
+    sparsity = stored_as(request.param, tmp_path_factory)
+    with tiny_engine(sparsity=sparsity, **COLD) as engine:
+        return sparsity, pool_bytes(sparsity=sparsity), answers(engine, prompts)
 
 
 def test_a_working_set_four_times_the_pool_is_served_from_below(setting, prompts, tmp_path, monkeypatch):

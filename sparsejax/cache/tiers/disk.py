@@ -128,6 +128,11 @@ class DiskTier:
             os.utime(target)  # the order of use outlives the process
         return np.frombuffer(payload, np.uint8)
 
+    def discard(self, hash: bytes) -> None:
+        """Deletes a page, if it is there."""
+        if hash in self._sizes:
+            self._drop(hash)
+
     def close(self) -> None:
         """Lets another process use the directory."""
         if self._unlock is not None:

@@ -49,6 +49,10 @@ class HostTier:
             self.bytes -= len(gone[-1][1])
         return gone
 
+    def discard(self, hash: bytes) -> None:
+        """Forgets a page, if it is here."""
+        self.bytes -= len(self._pages.pop(hash, b""))
+
     def clear(self) -> list[tuple[bytes, Payload]]:
         """Gives up every page, the one used last longest ago first."""
         gone = list(self._pages.items())

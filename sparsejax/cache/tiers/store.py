@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter, deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import takewhile
 
@@ -81,6 +81,14 @@ class TieredStore:
     def contains(self, hashes: Iterable[bytes]) -> int:
         """How many of `hashes`, from the first on, are here."""
         return sum(1 for _ in takewhile(self.where, hashes))
+
+    def discard(self, hashes: Sequence[bytes]) -> None:
+        """Forgets pages that nobody will ask for again."""
+        with self._lock:
+            for hash in hashes:
+                self.host.discard(hash)
+            if self.disk is not None:  # behind what waits to be written
+                self._writes.extend(self._writer.submit(self.disk.discard, hash) for hash in hashes)
 
     def flush(self) -> None:
         """Waits until every page that had to leave main memory is written."""
