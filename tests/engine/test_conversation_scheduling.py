@@ -250,6 +250,27 @@ def test_a_conversation_that_gave_way_comes_back_from_below(policy, whole):
     assert not any(name in store.host for name in own)
 
 
+def test_what_the_tiers_have_no_room_for_is_gone():
+    core = make_core(31, store=TieredStore(12 * PAGE_BYTES))
+    first = ask(core, [3] * 33, keep_alive=9.0)
+    core.add("crowd", Prompt(None, [7] * 119), greedy(max_tokens=1))
+    finish(core)
+    assert [len(each.below) for each in core.scheduler.conversations] == [10]
+    core.extended(Prompt(None, [*answered(first), 8]), greedy(conversation=first.conversation))
+    core.add("crowd", Prompt(None, [8] * 119), greedy(max_tokens=1))  # pages of the first one take its place below
+    finish(core)
+    core.tiers.fetch([]).result()
+    with pytest.raises(ConversationError, match="have no room for its pages") as error:
+        core.extended(Prompt(None, [*answered(first), 8]), greedy(conversation=first.conversation))
+    assert error.value.code == "conversation_gone"
+    ask(core, [4] * 33, keep_alive=9.0)
+    core.add("crowd", Prompt(None, [9] * 119), greedy(max_tokens=1))
+    finish(core)
+    with pytest.raises(ConversationError, match="newer ones took its room"):
+        core.extended(Prompt(None, [*answered(first), 8]), greedy(conversation=first.conversation))
+    core.close()
+
+
 def test_newer_conversations_take_the_place_of_older_ones():
     core = make_core(60, conversation_pages=21)
     names = [ask(core, [number] * 33, keep_alive=9.0).conversation for number in range(1, 5)]
