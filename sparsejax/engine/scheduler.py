@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 
 from sparsejax.cache.allocator import PageAllocator
 from sparsejax.cache.prefix import PrefixCache
-from sparsejax.engine.conversations import Conversation, Conversations
+from sparsejax.engine.conversation import Conversation
+from sparsejax.engine.conversations import Conversations
 from sparsejax.engine.plan import Chunk, Cut, StepPlan
 from sparsejax.engine.prefixes import Prefixes
 from sparsejax.engine.restore import Restores

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from sparsejax.sparsity.eviction import Eviction
 
 if TYPE_CHECKING:
-    from sparsejax.engine.conversations import Conversation
+    from sparsejax.engine.conversation import Conversation
     from sparsejax.engine.saved_row import SavedRow
 
 PENDING = -1
