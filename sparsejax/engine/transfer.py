@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,7 @@ type Parts = tuple[Shaped[Array, "A ..."], ...]
 
 
 @dataclass(frozen=True)
-class _Kind:
+class Kind:
     """The per-page arrays of one shape and dtype: of a page they travel as one array ``[arrays, ...]``.
 
     Attributes:
@@ -83,7 +83,7 @@ class Transfers:
 
     def __init__(self, runner: Runner):
         self._runner = runner
-        self._kinds = _kinds(runner.state)
+        self._kinds = kinds_of(runner.state)
         self.page_bytes = sum(kind.page_bytes for kind in self._kinds)
         self._pinned = SingleDeviceSharding(jax.local_devices()[0], memory_kind="pinned_host")
         self._nothing = self.pin(np.zeros(self.page_bytes, np.uint8))
@@ -138,37 +138,48 @@ class Transfers:
         return PinnedPage(tuple(jax.device_put(parts, self._pinned)))
 
     def _save_program(self, size: int) -> jax.stages.Compiled:
-        def save(state: DeviceState, ids: Int[Array, " S"]) -> tuple[DeviceState, tuple[Parts, ...]]:
-            leaves = jax.tree.leaves(state.kv.page_arrays())
-            batch = [jnp.stack([leaves[i][ids] for i in kind.leaves], 1) for kind in self._kinds]
-            pages = tuple(tuple(arrays[at] for arrays in batch) for at in range(size))
-            return state, jax.device_put(pages, jax.memory.Space.Host)
-
-        ids = jax.ShapeDtypeStruct((size,), jnp.int32)
-        return self._runner.programs.get(("save", size), lambda: (save, (abstract(self._runner.state), ids)))
+        arguments = abstract(self._runner.state), jax.ShapeDtypeStruct((size,), jnp.int32)
+        return self._runner.programs.get(("save", size), lambda: (save_pages(self._kinds, size), arguments))
 
     def _load_program(self, size: int) -> jax.stages.Compiled:
-        def load(state: DeviceState, ids: Int[Array, " S"], pages: tuple[Parts, ...]) -> DeviceState:
-            pages = jax.device_put(pages, jax.memory.Space.Device)
-            leaves, tree = jax.tree.flatten(state.kv.page_arrays())
-            for kind, *parts in zip(self._kinds, *pages, strict=True):
-                values = jnp.stack(parts)
-                for at, leaf in enumerate(kind.leaves):
-                    leaves[leaf] = leaves[leaf].at[ids].set(values[:, at])
-            return replace(state, kv=state.kv.with_page_arrays(jax.tree.unflatten(tree, leaves)))
-
-        def build():
-            ids = jax.ShapeDtypeStruct((size,), jnp.int32)
-            return load, (abstract(self._runner.state), ids, (abstract(self._nothing.parts),) * size)
-
-        return self._runner.programs.get(("load", size), build)
+        ids, pages = jax.ShapeDtypeStruct((size,), jnp.int32), (abstract(self._nothing.parts),) * size
+        arguments = abstract(self._runner.state), ids, pages
+        return self._runner.programs.get(("load", size), lambda: (load_pages(self._kinds), arguments))
 
 
-def _kinds(state: DeviceState) -> tuple[_Kind, ...]:
+def kinds_of(state: DeviceState) -> tuple[Kind, ...]:
+    """The kinds of arrays that a page consists of."""
     leaves: dict[tuple, list[int]] = {}
     for at, leaf in enumerate(jax.tree.leaves(state.kv.page_arrays())):
         leaves.setdefault((leaf.shape[1:], np.dtype(leaf.dtype)), []).append(at)
-    return tuple(_Kind(*kind, tuple(places)) for kind, places in leaves.items())
+    return tuple(Kind(*kind, tuple(places)) for kind, places in leaves.items())
+
+
+def save_pages(kinds: tuple[Kind, ...], size: int) -> Callable[..., tuple[DeviceState, tuple[Parts, ...]]]:
+    """The program that copies `size` pages of a state to pinned host memory."""
+
+    def save(state: DeviceState, ids: Int[Array, " S"]) -> tuple[DeviceState, tuple[Parts, ...]]:
+        leaves = jax.tree.leaves(state.kv.page_arrays())
+        batch = [jnp.stack([leaves[i][ids] for i in kind.leaves], 1) for kind in kinds]
+        pages = tuple(tuple(arrays[at] for arrays in batch) for at in range(size))
+        return state, jax.device_put(pages, jax.memory.Space.Host)
+
+    return save
+
+
+def load_pages(kinds: tuple[Kind, ...]) -> Callable[..., DeviceState]:
+    """The program that writes pages in pinned host memory into a state."""
+
+    def load(state: DeviceState, ids: Int[Array, " S"], pages: tuple[Parts, ...]) -> DeviceState:
+        pages = jax.device_put(pages, jax.memory.Space.Device)
+        leaves, tree = jax.tree.flatten(state.kv.page_arrays())
+        for kind, *parts in zip(kinds, *pages, strict=True):
+            values = jnp.stack(parts)
+            for at, leaf in enumerate(kind.leaves):
+                leaves[leaf] = leaves[leaf].at[ids].set(values[:, at])
+        return replace(state, kv=state.kv.with_page_arrays(jax.tree.unflatten(tree, leaves)))
+
+    return load
 
 
 def _cut(page_ids: Sequence[int]) -> Iterator[Sequence[int]]:
