@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from benchmarks.report import markdown
 from benchmarks.store import head
 
 SESSIONS = ("shared system prompt", "document with questions", "chat of many turns")
+SMALL = "small pool"
 HEADER = (
     *("workload", "cache", "requests", "prompt tokens", "computed tokens", "hits", "first token, ms (min to max)"),
     *("of a miss", "MB on device, in memory, on disk: before", "after"),
@@ -38,35 +40,46 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from sparsejax import Engine
-
-    longest = args.shared + args.requests * (args.own + args.new)
-    settings = {"warmup": "lazy", "max_model_len": longest, **args.engine}
     results = {**head(), "settings": {name: getattr(args, name) for name in ("shared", "own", "new", "users")}}
-    results["workloads"] = {name: {} for name in SESSIONS}
-    with Engine(args.model, **settings) as engine:
+    results["workloads"] = {}
+    with ExitStack() as stack:
+        engines = make_engines(args, stack)
         for name in SESSIONS:
-            results["workloads"][name]["on"] = serve(engine, name, args)
-        results["together"] = together(engine, args)
-        group = engine.core.runner.state.kv.group
-        pool = group.fixed_bytes + (longest // engine.config.page_size + 3) * group.page_bytes
-    with tempfile.TemporaryDirectory() as folder:
-        small = {"kv_memory_bytes": pool}
-        modes = {
-            "off": {"enable_prefix_caching": False},
-            "small pool": small,
-            "small pool, main memory": small | {"host_kv_bytes": 64 * pool},
-            "small pool, disk": small | {"disk_kv_path": folder, "disk_kv_bytes": 64 * pool},
-        }
-        for mode, its in modes.items():
-            with Engine(args.model, **settings, **its) as engine:
-                for name in SESSIONS:
-                    results["workloads"][name][mode] = serve(engine, name, args, crowded="kv_memory_bytes" in its)
+            runs = [serve(engine, name, args, mode.startswith(SMALL)) for mode, engine in engines.items()]
+            for found in zip(*runs, strict=True):  # a request each, in turns
+                results["workloads"][name] = dict(zip(engines, found, strict=True))
+        results["together"] = together(engines["on"], args)
     print(table(results))
     if args.out is not None:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(json.dumps(results, indent=1) + "\n")
     return 0
+
+
+def make_engines(args: argparse.Namespace, stack: ExitStack) -> dict[str, Any]:
+    """An engine for each mode, whose programs are compiled."""
+    from sparsejax import Engine, SamplingParams
+
+    longest = args.shared + args.requests * (args.own + args.new)
+    settings = {"warmup": "lazy", "max_model_len": longest, **args.engine}
+    with Engine(args.model, **{**settings, "warmup": "none"}) as engine:
+        group, page = engine.core.runner.state.kv.group, engine.config.page_size
+    pool = group.fixed_bytes + (longest // page + 3) * group.page_bytes
+    small, large = {"kv_memory_bytes": pool}, {"kv_memory_bytes": 8 * pool}
+    folder = stack.enter_context(tempfile.TemporaryDirectory())
+    modes = {
+        "on": large,
+        "off": large | {"enable_prefix_caching": False},
+        SMALL: small,
+        f"{SMALL}, main memory": small | {"host_kv_bytes": 64 * pool},
+        f"{SMALL}, disk": small | {"disk_kv_path": folder, "disk_kv_bytes": 64 * pool},
+    }
+    engines = {mode: stack.enter_context(Engine(args.model, **settings, **its)) for mode, its in modes.items()}
+    params = SamplingParams(temperature=0.0, max_tokens=args.new, ignore_eos=True, detokenize=False)
+    for engine in engines.values():
+        for known in range(2):
+            engine.generate({"prompt_token_ids": [*[1] * args.shared, *[known] * args.own]}, params)
+    return engines
 
 
 def sessions(name: str, args: argparse.Namespace, vocabulary: int) -> Iterator[list[list[int]]]:
@@ -83,9 +96,9 @@ def sessions(name: str, args: argparse.Namespace, vocabulary: int) -> Iterator[l
         yield from ([shared + tokens(args.own)] for _ in range(args.requests))
 
 
-def serve(engine: Any, name: str, args: argparse.Namespace, crowded: bool = False) -> dict[str, Any]:
-    """One request after the other; the first finds nothing in any cache. Where it is `crowded` each comes after a
-    neighbour, who is not counted."""
+def serve(engine: Any, name: str, args: argparse.Namespace, crowded: bool) -> Iterator[dict[str, Any]]:
+    """What was measured so far, after each request; the first finds nothing in any cache. Where it is `crowded` each
+    comes after a neighbour, who is not counted."""
     from sparsejax import SamplingParams
 
     params = SamplingParams(temperature=0.0, max_tokens=args.new, ignore_eos=True, detokenize=False)
@@ -104,7 +117,7 @@ def serve(engine: Any, name: str, args: argparse.Namespace, crowded: bool = Fals
                 prompt = prompt + delta.outputs[0].token_ids
             waits.append(first)
             counts.update(grown(before, engine.stats()))
-    return {"first_token_s": waits, **counts, "tier_bytes": [held, tier_bytes(engine)]}
+            yield {"first_token_s": waits, **counts, "tier_bytes": [held, tier_bytes(engine)]}
 
 
 def tier_bytes(engine: Any) -> dict[str, int]:
@@ -145,10 +158,10 @@ def table(results: dict[str, Any]) -> str:
     """Waits of the first request, which finds nothing, and of those after it."""
     rows = [HEADER]
     for name, by_cache in results["workloads"].items():
-        miss = statistics.median(by_cache["off"]["first_token_s"])
+        misses = by_cache["off"]["first_token_s"]
         for cache, one in by_cache.items():
             waits = [1e3 * wait for wait in one["first_token_s"]]
-            rest = waits if cache == "off" else waits[1:]
+            rest, share = waits[1:], [wait / miss for wait, miss in zip(one["first_token_s"], misses, strict=True)]
             held = ("/".join(f"{tiers[tier] / 1e6:.1f}" for tier in tiers) for tiers in one["tier_bytes"])
             rows.append(
                 (
@@ -158,9 +171,8 @@ def table(results: dict[str, Any]) -> str:
                     str(one["prompt_tokens"]),
                     str(one["computed_tokens"]),
                     f"{one['prefix_cache_hits'] / one['prompt_tokens']:.0%}",
-                    ("" if cache == "off" else f"first {waits[0]:.0f}, then ")
-                    + f"{statistics.median(rest):.0f} ({min(rest):.0f} to {max(rest):.0f})",
-                    f"{statistics.median(rest) / 1e3 / miss:.0%}",
+                    f"first {waits[0]:.0f}, then {statistics.median(rest):.0f} ({min(rest):.0f} to {max(rest):.0f})",
+                    f"{statistics.median(share[1:]):.0%}",
                     *held,
                 )
             )
