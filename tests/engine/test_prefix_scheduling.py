@@ -13,7 +13,7 @@ from hypothesis.stateful import rule
 from sparsejax.engine.core import EngineCore
 from sparsejax.engine.params import SamplingParams
 from sparsejax.engine.prompts import Prompt
-from tests.engine.fake import EVICTING, VOCAB, check_pages, expected, greedy, make_core
+from tests.engine.fake import EVICTING, PAGE_BYTES, VOCAB, Leaky, check_pages, expected, greedy, make_core
 from tests.engine.traffic import Traffic, TrafficMachine
 
 TREE = [[(7 * branch + at) % VOCAB for at in range(40)] for branch in range(3)]
@@ -56,6 +56,24 @@ class PrefixMachine(TrafficMachine):
         self.traffic.add(TREE[branch][:shared] + tail or [1], **request)
 
 
+class TieredMachine(PrefixMachine):
+    """Above main memory that loses pages."""
+
+    @property
+    def options(self):
+        return {**PrefixMachine.options, "store": Leaky(40 * PAGE_BYTES, 5)}
+
+    def __init__(self):
+        super().__init__()
+        self.traffic.core.tiers.costs.note = lambda *measured: None  # nothing hangs on a clock
+
+    def teardown(self):
+        super().teardown()
+        self.traffic.core.close()
+
+
+TestTiers = TieredMachine.TestCase
+TestTiers.settings = settings(max_examples=20, stateful_step_count=25, deadline=None)
 TestPrefixes = PrefixMachine.TestCase
 TestPrefixes.settings = settings(max_examples=20, stateful_step_count=25, deadline=None)
 
