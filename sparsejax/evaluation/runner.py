@@ -7,18 +7,17 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
-
 from sparsejax import Engine, EngineConfig, SamplingParams
 from sparsejax.cache.codecs.compressor import fingerprint
+from sparsejax.cache.group import CacheGroup
 from sparsejax.engine.step import COMPRESSOR
 from sparsejax.errors import ConfigError
+from sparsejax.evaluation.bounds import bounds_bytes
 from sparsejax.evaluation.policies import DENSE, Policy, by_store
 from sparsejax.evaluation.results import CellResult, Evaluation, KvBytes, PolicyResult
 from sparsejax.evaluation.suite import Cell, Request, Suite, make_cell
 from sparsejax.evaluation.summary import is_learned
 from sparsejax.models.loader import LoadedModel
-from sparsejax.sparsity.policy import Role, SparsityConfig
 
 DECODED = 16
 """Decode steps whose bytes are averaged."""
@@ -130,7 +129,7 @@ def measure_kv(engine: Engine, policy: Policy, request: Request) -> KvBytes:
         temperature=0.0, max_tokens=DECODED + 1, ignore_eos=True, detokenize=False, sparsity=policy.sparsity
     )
     engine.step()  # takes in what earlier requests left on the device, so that it is not counted here
-    before, peak, started = engine.stats(), 0, None
+    before, tiles, peak, started = engine.stats(), engine.core.counters["decode_tiles_held"], 0, None
     engine.add_request("kv-bytes", request.prompt, params)
     while engine.has_unfinished():
         outputs, now = engine.step(), engine.stats()
@@ -140,19 +139,10 @@ def measure_kv(engine: Engine, policy: Policy, request: Request) -> KvBytes:
     seconds = time.perf_counter() - started - (now["compile_seconds"] - compiled)
     counted = max(now["decode_queries"] - before["decode_queries"], 1)
     held, read = ((now[name] - before[name]) / counted for name in ("decode_held_bytes", "decode_read_bytes"))
-    length = len(request.token_ids)
-    return KvBytes(length, held, peak, read, seconds / DECODED, bounds_bytes(engine, policy, length))
-
-
-def bounds_bytes(engine: Engine, policy: Policy, length: int) -> float:
-    """Key bounds of `length` tokens that a decode step reads to select, averaged over the steps that a list serves."""
-    config, group = SparsityConfig.coerce(policy.sparsity), engine.core.runner.state.kv.group
-    pages = -(-length // engine.config.page_size)
-    if not config.kind.bounds or config.page_counts(length, engine.config.page_size).budget >= pages:
-        return 0.0
-    layers = config.layer_roles(len(group.layers)).count(Role.SELECT)
-    per_page = 2 * group.layout.num_kv_heads * group.layout.head_dim * np.dtype(group.layout.dtype).itemsize
-    return layers * pages * per_page / config.interval
+    length, tiles = len(request.token_ids), engine.core.counters["decode_tiles_held"] - tiles
+    pages = tiles / counted / CacheGroup.of_all(engine.core.runner.state.kv.groups).page_tiles
+    bounds = bounds_bytes(engine, engine.core.policy_of(params, length), length, pages)
+    return KvBytes(length, held, peak, read, seconds / DECODED, bounds)
 
 
 def _longest(cells: Sequence[Cell], model: LoadedModel) -> int:
