@@ -9,7 +9,6 @@ from typing import Any
 
 from sparsejax import Engine, EngineConfig, SamplingParams
 from sparsejax.cache.codecs.compressor import fingerprint
-from sparsejax.cache.group import CacheGroup
 from sparsejax.engine.step import COMPRESSOR
 from sparsejax.errors import ConfigError
 from sparsejax.evaluation.bounds import bounds_bytes
@@ -129,7 +128,7 @@ def measure_kv(engine: Engine, policy: Policy, request: Request) -> KvBytes:
         temperature=0.0, max_tokens=DECODED + 1, ignore_eos=True, detokenize=False, sparsity=policy.sparsity
     )
     engine.step()  # takes in what earlier requests left on the device, so that it is not counted here
-    before, tiles, peak, started = engine.stats(), engine.core.counters["decode_tiles_held"], 0, None
+    before, peak, started = engine.stats(), 0, None
     engine.add_request("kv-bytes", request.prompt, params)
     while engine.has_unfinished():
         outputs, now = engine.step(), engine.stats()
@@ -138,9 +137,9 @@ def measure_kv(engine: Engine, policy: Policy, request: Request) -> KvBytes:
             started, compiled = time.perf_counter(), now["compile_seconds"]
     seconds = time.perf_counter() - started - (now["compile_seconds"] - compiled)
     counted = max(now["decode_queries"] - before["decode_queries"], 1)
-    held, read = ((now[name] - before[name]) / counted for name in ("decode_held_bytes", "decode_read_bytes"))
-    length, tiles = len(request.token_ids), engine.core.counters["decode_tiles_held"] - tiles
-    pages = tiles / counted / CacheGroup.of_all(engine.core.runner.state.kv.groups).page_tiles
+    names = ("decode_held_bytes", "decode_read_bytes", "decode_pages_held")
+    held, read, pages = ((now[name] - before[name]) / counted for name in names)
+    length = len(request.token_ids)
     bounds = bounds_bytes(engine, engine.core.policy_of(params, length), length, pages)
     return KvBytes(length, held, peak, read, seconds / DECODED, bounds)
 
