@@ -39,12 +39,13 @@ POLICIES = {
     "pages near the query": SparsityConfig(**READ, codec="int8"),
     "both": SparsityConfig(keep=KEEP, **READ, codec="int8"),
 }
+SMALL = dict(max_model_len=1024, max_num_seqs=4, max_num_batched_tokens=128, num_decode_steps=1, warmup="lazy")
 LINES = [f"key {number}: {number * 7919 % 1000:03d};" for number in range(60)]
 PROMPT = " ".join(LINES) + "\nQ: What is the value of key"
 
 
 def main() -> None:
-    with Engine(sparsity=list(POLICIES.values()), max_model_len=1024, max_num_seqs=4, warmup="lazy") as engine:
+    with Engine(sparsity=list(POLICIES.values()), **SMALL) as engine:
         for name, policy in POLICIES.items():
             before = engine.stats()
             (output,) = engine.generate([PROMPT], SamplingParams(temperature=0.0, max_tokens=8, sparsity=policy))
