@@ -18,9 +18,9 @@ def shares() -> dict[str, dict[tuple[str, str], float]]:
 
 
 def answers(stored: dict[str, Any]) -> dict[tuple[str, str], float]:
-    return {
-        (policy["policy"], cell["case"]): cell["accuracy"] for policy in stored["policies"] for cell in policy["cells"]
-    }
+    """By policy and case, at the shortest length."""
+    cells = [(policy["policy"], cell) for policy in stored["policies"] for cell in policy["cells"]]
+    return {(name, cell["case"]): cell["accuracy"] for name, cell in sorted(cells, key=lambda one: -one[1]["length"])}
 
 
 def test_a_window_loses_the_needle(shares) -> None:
@@ -44,6 +44,14 @@ def test_evictions_fall_off_a_cliff_at_nine_tenths(shares) -> None:
         assert quarter == 1 and tenth < 0.75, policy
     worst = {policy: right for (policy, case), right in found.items() if case == "kv_dense_turns"}
     assert all(right < 0.1 for policy, right in worst.items() if policy.endswith(" 0.1")) and worst["dense"] == 1
+
+
+def test_cuts_while_an_answer_is_made_cost_rkv_little() -> None:
+    found = answers(json.loads((RESULTS / "long_output.json").read_text()))
+    dense = {case: right for (policy, case), right in found.items() if policy == "dense"}
+    for case in ("vt_16_hops", "vt_32_hops"):
+        assert dense[case] - found["rkv window=8 interval=8 0.25", case] <= 1 / 16
+        assert all(found[f"{policy} 0.5", case] == 0 for policy in ("snapkv", "h2o interval=8", "streaming interval=8"))
 
 
 def test_turbo_loses_no_point_at_a_quarter_of_the_bytes() -> None:
