@@ -97,12 +97,12 @@ def test_without_rounding_log_probabilities_are_those_of_the_plain_rule(model, t
 def test_each_layer_reads_latents_of_its_own_width_and_codec(tmp_path):
     """Tokens are those of the plain rule, pools those of the plan."""
     model, made = tiny_model(layers=3), random_compressor(latents=(12, 8), codecs={2: "int8"})
-    with tiny_engine(model, sparsity=saved(tmp_path, model, made), max_num_seqs=1, max_model_len=128) as engine:
+    with tiny_engine(model, sparsity=saved(tmp_path, model, made), max_num_seqs=4, max_model_len=128) as engine:
         (choice,) = engine.generate(PROMPTS[3], GREEDY)[0].outputs
         kv = engine.core.runner.state.kv
         assert [pools[0].latents.dtype for pools in kv.pools[1:]] == [jnp.uint8, jnp.int8]
         group, memory = kv.group, engine.memory()
-        told = cache_bytes(model.config, Plan.of(*made.facts, 3), 128, model.dtype)["total"]
+        told = 4 * cache_bytes(model.config, Plan.of(*made.facts, 3), 128, model.dtype)["total"]
         stored = sum(memory[name] for name in ("kv_pages", "latent_pages", "open_pages"))
         assert stored - group.page_bytes - group.row_bytes == told
     rule = LatentReference(made, "int4", model.config.windows)
