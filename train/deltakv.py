@@ -64,8 +64,9 @@ def table(
     return rows
 
 
-def report(trainer: Trainer, start: Mapping[str, Weights]) -> list[dict[str, Any]]:
-    """`layer_rows` of a run that began with `start`, measured on the sequences held out; prints its table."""
+def report(trainer: Trainer, start: Mapping[str, Weights]) -> dict[str, Any]:
+    """`layer_rows` of a run that began with `start`, their table, which it prints, and what is lost in all; measured on
+    the sequences held out."""
     size, texts = trainer.settings.grid.page_size, np.asarray(trainer.rest[0])
     share = coverage(trainer.model, texts, share=SHARE, page_size=size, queries=QUERIES)
     errors: dict[str, dict[str, float]] = {"components": {}, "trained": {}}
@@ -75,8 +76,9 @@ def report(trainer: Trainer, start: Mapping[str, Weights]) -> list[dict[str, Any
             errors[label] = found
     covers = [float(row[layer:].mean()) for layer, row in enumerate(share)]
     rows = layer_rows(trainer.settings, trainer.model.config, covers, **errors)
-    print(show.table(cells(rows)), flush=True)
-    return rows
+    printed = cells(rows)
+    print(show.table(printed), flush=True)
+    return {"held_out": trainer.evaluate(), "layers": rows, "table": printed}
 
 
 def write(path: Path, result: Mapping[str, Any]) -> None:
@@ -145,7 +147,7 @@ def main() -> None:
     share = held["total"] / held["dense"]
     print(f"{100 * share:.1f}% of the bytes of bfloat16 pages at 131072 tokens", flush=True)
     result = {"settings": vars(args), "base_model": facts["base_model"], "share_of_bytes": share}
-    write(out / "report.json", result | {"held_out": trainer.evaluate(), "layers": report(trainer, first.params)})
+    write(out / "report.json", result | report(trainer, first.params))
     write(out / "answers.json", result | {"rows": table(model, tokenizer, settings, made, args)})
 
 
