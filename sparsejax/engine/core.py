@@ -165,6 +165,10 @@ class EngineCore:
         self.counters["requests"] += 1
         self.counters["prompt_tokens"] += len(prompt.token_ids)
 
+    def policy_of(self, params: SamplingParams, num_prompt: int) -> SparsityConfig:
+        """The policy under which a request with so many prompt tokens runs, with the model's own filter layers."""
+        return self._policies.of(params, num_prompt)
+
     def check(self, prompt: Prompt, params: SamplingParams) -> None:
         """Raises what `add` would raise for this prompt and these parameters, and queues nothing."""
         params.check_model(self.runner.vocab_size, self._eos_ids, self.max_model_len)
