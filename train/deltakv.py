@@ -64,6 +64,26 @@ def table(
     return rows
 
 
+def with_rates(uniform: Trainer, data: Any, args: Any) -> Trainer:
+    """A trainer, not begun, with a width and a codec for each layer; `uniform` itself where no bytes are given to spend
+    and one width loses less on the sequences held out: what layers lose alone need not add up."""
+    model, settings, each = uniform.model, uniform.settings, args.rate_bytes
+    if each is None:
+        grid = settings.grid
+        each = page_bytes(model.config, grid, Rate(args.latent, grid.latents)) / grid.page_size
+    budget = int(each * settings.grid.page_size * len(uniform.pairs))
+    choices = [Rate(width, codec) for width in args.rates for codec in args.rate_codecs]
+    chosen = rates(uniform.pairs, uniform.metric, model.config, choices, budget)
+    latent, codecs = zip(*chosen.values(), strict=True)
+    settings = dataclasses.replace(settings, latent=latent, codecs=codecs)
+    made = Trainer(model, settings, uniform.out, data, metric=uniform.metric)
+    if args.rate_bytes is None:
+        alike, apart = (one.evaluate()["divergence"] for one in (uniform, made))
+        print(f"divergence {alike:.6f} nats with one width, {apart:.6f} with {latent} in {codecs}", flush=True)
+        return uniform if alike <= apart else made
+    return made
+
+
 def report(trainer: Trainer, start: Mapping[str, Weights]) -> dict[str, Any]:
     """`layer_rows` of a run that began with `start`, their table, which it prints, and what is lost in all; measured on
     the sequences held out."""
@@ -110,6 +130,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.rates and not args.sensitivity:
         parser.error("--rates compares layers by what they do to answers: leave out --no-sensitivity")
+    if args.rate_bytes is not None and not args.rates:
+        parser.error("--rate-bytes is what --rates may spend: name the widths to choose from")
     out = Path(args.out)
     model, tokenizer, facts = collect_from(args, out / "kv")
     settings = Settings(
@@ -127,14 +149,8 @@ def main() -> None:
     data = load_layers(out / "kv")
     first = Trainer(model, settings, out / "start", data)
     if args.rates:
-        each = page_bytes(model.config, settings.grid, Rate(args.latent, settings.grid.latents))
-        if args.rate_bytes is not None:
-            each = args.rate_bytes * settings.grid.page_size
-        choices = [Rate(width, codec) for width in args.rates for codec in args.rate_codecs]
-        chosen = rates(first.pairs, first.metric, model.config, choices, int(each * len(first.pairs)))
-        latent, codecs = zip(*chosen.values(), strict=True)
-        settings = dataclasses.replace(settings, latent=latent, codecs=codecs)
-        first = Trainer(model, settings, out / "start", data, metric=first.metric)
+        first = with_rates(first, data, args)
+        settings = first.settings
     trainer = Trainer(model, settings, out, data, metric=first.metric)
     trainer.run()
     draw(out / "log.csv", out / "loss.svg")

@@ -29,6 +29,7 @@ from train.answers import exact_answers
 from train.calibrate import refitted
 from train.collect import Source, collect, load_layers
 from train.compressor import Settings, Trainer
+from train.deltakv import with_rates
 from train.history import CompressedHistory
 from train.pairs import mean_error, pair_error, pairs_of, principal, shapes
 from train.sensitivity import FLOOR, Moved, sensitivities
@@ -262,6 +263,21 @@ def test_a_width_and_a_codec_for_each_layer_are_trained(data, tmp_path: Path):
     finer = dataclasses.replace(history, grids=(GRID, *[dataclasses.replace(GRID, latents="int8")] * 2))
     (_, as_chosen), (_, all_fine) = (read(model, kv, tokens[0][:40]) for kv in (history, finer))
     assert as_chosen.losses[0] == all_fine.losses[0] and as_chosen.losses[1] > all_fine.losses[1]
+
+
+def test_rates_that_measure_worse_than_one_width_are_left(model, data, tmp_path: Path):
+    """Unless bytes were given to spend; the budget is that of `latent`, here more and less than the widths at hand."""
+    start = dataclasses.replace(SETTINGS, layer_steps=0)
+    one = Trainer(model, start, tmp_path / "start", data, metric={"1": SAME})
+
+    def chosen(**given) -> Trainer:
+        asked = {"rates": [8], "rate_codecs": ["int4"], "latent": 16, "rate_bytes": None} | given
+        return with_rates(one, data, SimpleNamespace(**asked))
+
+    assert chosen() is one
+    assert chosen(rates=[8, 48], latent=48).settings.latent == (48,)
+    forced = chosen(rate_bytes=100).settings
+    assert forced.latent == (8,) and forced.codecs == ("int4",)
 
 
 def test_the_ablation_changes_one_thing_at_a_time():

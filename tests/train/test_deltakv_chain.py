@@ -20,7 +20,7 @@ from train import deltakv
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs" / "deltakv.md"
 SMALL = "--sequences 6 --length 128 --layer-steps 2 --model-steps 2 --cases kv_dense --eval-length 128 --samples 1"
-RATES = "--rates 8 16 32 48 --rate-codecs int4 int8"
+RATES = "--rates 8 16 32 48 --rate-codecs int4 int8 --rate-bytes 39.75"
 
 
 def documented() -> list[str]:
