@@ -52,7 +52,7 @@ def engine_stats(core: EngineCore) -> dict[str, int | float]:
         "kv_idle_pages": sum(each.num_idle for each in allocators),
         "kv_kept_pages": kept.num_pages,
         "num_conversations": len(kept),
-        **{f"conversations_{name}": kept.counters[name] for name in ("kept", "continued", "dropped")},
+        **{f"conversations_{name}": kept.counters[name] for name in ("kept", "continued", "lowered", "dropped")},
         "continued_tokens": core.counters["continued_tokens"],
         "kv_live_bytes": sum(live.values()) + len(scheduler.running) * whole.row_bytes,
         **{f"kv_codec_{codec}_bytes": size for codec, size in live.items()},
