@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int, Shaped
 
 from pallas_kernels import codes
 from pallas_kernels.checks import require, shape_of
-from pallas_kernels.deltakv import Grid, base_of, even_rows, expand, whole_page
+from pallas_kernels.deltakv import Grid, base_of, expand, filled, whole_page
 
 SCALE = jnp.bfloat16
 
@@ -18,16 +18,18 @@ class DeltaPools(NamedTuple):
     """One layer's sealed pages. Page 0 absorbs padding writes.
 
     Attributes:
-        centers: int8, or floats where centers are stored as they are; [N, K, Pc, 2D], K then V of a head.
+        centers: int8, or floats where centers are stored as they are; [N, Pc, K, 2D], K then V of a head:
+            a center of all heads lies together, as those that read it need it.
         center_scales: of each center, head and K or V, or None.
         latents: [N, A, rows, C]: int4 codes two tokens to a byte as in `pallas_kernels.codes`, int8 codes, or floats.
+            Padded pools have rows for as many tokens as a page has: GPUs and TPUs copy whole tiles of 8 rows.
         latent_scales: per channel the scale, and in int4 the zero; None for floats.
         references: uint16 ordinals of centers in the sequence: position / stride.
         index: uint8 numbers of references, for each token that is no center.
     """
 
-    centers: Shaped[Array, "N K Pc D2"]
-    center_scales: Float[Array, "N K Pc 2"] | None
+    centers: Shaped[Array, "N Pc K D2"]
+    center_scales: Float[Array, "N Pc K 2"] | None
     latents: Shaped[Array, "N A O C"]
     latent_scales: Float[Array, "N A z C"] | None
     references: Shaped[Array, "N R"]
@@ -35,16 +37,23 @@ class DeltaPools(NamedTuple):
 
 
 def shapes(
-    grid: Grid, num_pages: int, kv_heads: int, head_dim: int, groups: int, latent: int, dtype: jnp.dtype
+    grid: Grid,
+    num_pages: int,
+    kv_heads: int,
+    head_dim: int,
+    groups: int,
+    latent: int,
+    dtype: jnp.dtype,
+    padded: bool = False,
 ) -> dict[str, tuple[tuple[int, ...], jnp.dtype] | None]:
     """Shape and dtype of every pool; `latent` is C, the width of a head group's latent."""
     coded, zeros = grid.latents != "none", 2 if grid.latents == "int4" else 1
     kinds = {"int4": jnp.uint8, "int8": jnp.int8, "none": dtype}
     scaled = grid.centers == "int8"
     return {
-        "centers": ((num_pages, kv_heads, grid.own, 2 * head_dim), kinds[grid.centers]),
-        "center_scales": ((num_pages, kv_heads, grid.own, 2), SCALE) if scaled else None,
-        "latents": ((num_pages, groups, grid.rows, latent), kinds[grid.latents]),
+        "centers": ((num_pages, grid.own, kv_heads, 2 * head_dim), kinds[grid.centers]),
+        "center_scales": ((num_pages, grid.own, kv_heads, 2), SCALE) if scaled else None,
+        "latents": ((num_pages, groups, grid.padded_rows if padded else grid.rows, latent), kinds[grid.latents]),
         "latent_scales": ((num_pages, groups, zeros, latent), SCALE) if coded else None,
         "references": ((num_pages, grid.references), jnp.uint16),
         "index": ((num_pages, grid.others, grid.neighbours), jnp.uint8),
@@ -58,9 +67,10 @@ def empty(*sizes: object) -> DeltaPools:
 
 def check(pools: DeltaPools, grid: Grid, head_dim: int) -> tuple[int, int]:
     """Requires pools that fit the grid; returns (K, A)."""
-    pages, kv_heads = pools.centers.shape[:2]
+    pages, _, kv_heads = pools.centers.shape[:3]
     groups, latent = pools.latents.shape[1], pools.latents.shape[3]
-    expected = shapes(grid, pages, kv_heads, head_dim, groups, latent, pools.centers.dtype)
+    padded = pools.latents.shape[2] != grid.rows
+    expected = shapes(grid, pages, kv_heads, head_dim, groups, latent, pools.centers.dtype, padded)
     for name, wanted in expected.items():
         pool = getattr(pools, name)
         require((pool is None) == (wanted is None), f"{name} must be {'None' if wanted is None else 'an array'}")
@@ -75,14 +85,14 @@ def check(pools: DeltaPools, grid: Grid, head_dim: int) -> tuple[int, int]:
 def put_centers(pools: DeltaPools, targets: Int[Array, " M"], x: Float[Array, "M Pc A W"]) -> DeltaPools:
     """Stores the centers of pages."""
     count, own = x.shape[:2]
-    heads, width = pools.centers.shape[1], pools.centers.shape[3]
-    parts = x.reshape(count, own, heads, 2, width // 2).astype(jnp.float32).transpose(0, 2, 1, 3, 4)
+    heads, width = pools.centers.shape[2:]
+    parts = x.reshape(count, own, heads, 2, width // 2).astype(jnp.float32)
     if pools.center_scales is None:
-        centers = parts.reshape(count, heads, own, width).astype(pools.centers.dtype)
+        centers = parts.reshape(count, own, heads, width).astype(pools.centers.dtype)
         return pools._replace(centers=pools.centers.at[targets].set(centers))
     coded, scale, _ = codes.encode(parts, "int8", -1, SCALE)
     return pools._replace(
-        centers=pools.centers.at[targets].set(coded.reshape(count, heads, own, width)),
+        centers=pools.centers.at[targets].set(coded.reshape(count, own, heads, width)),
         center_scales=pools.center_scales.at[targets].set(scale),
     )
 
@@ -90,34 +100,40 @@ def put_centers(pools: DeltaPools, targets: Int[Array, " M"], x: Float[Array, "M
 def take_centers(pools: DeltaPools, pages: Int[Array, "*S"], groups: int) -> Float[Array, "*S Pc A W"]:
     """Centers of pages as stored, in float32."""
     found = pools.centers[pages].astype(jnp.float32)
-    *lead, heads, own, width = found.shape
-    parts = found.reshape(*lead, heads, own, 2, width // 2)
+    parts = found.reshape(*found.shape[:-1], 2, -1)
     if pools.center_scales is not None:
         parts = parts * pools.center_scales[pages].astype(jnp.float32)[..., None]
-    return jnp.moveaxis(parts, -4, -3).reshape(*lead, own, groups, -1)
+    return parts.reshape(*found.shape[:-2], groups, -1)
 
 
 def take_references(
     pools: DeltaPools, pages: Int[Array, "*S"], table: Int[Array, " L"], groups: int, own: int
 ) -> Float[Array, "*S R A W"]:
     """Centers that pages of a sequence with this table of physical pages refer to."""
-    ordinals = pools.references[pages].astype(jnp.int32)
-    holders, slots = table[ordinals // own], ordinals % own
-    found = pools.centers[holders, :, slots]
+    holders, slots = places_of_references(pools, pages, table, own)
+    found = pools.centers[holders, slots]
     parts = found.astype(jnp.float32).reshape(*found.shape[:-1], 2, -1)
     if pools.center_scales is not None:
-        parts = parts * pools.center_scales[holders, :, slots].astype(jnp.float32)[..., None]
-    return parts.reshape(*ordinals.shape, groups, -1)
+        parts = parts * pools.center_scales[holders, slots].astype(jnp.float32)[..., None]
+    return parts.reshape(*holders.shape, groups, -1)
+
+
+def places_of_references(
+    pools: DeltaPools, pages: Int[Array, "*S"], table: Int[Array, " L"], own: int
+) -> tuple[Int[Array, "*S R"], Int[Array, "*S R"]]:
+    """Physical page of each center that pages of a sequence refer to, and its number among those of that page."""
+    ordinals = pools.references[pages].astype(jnp.int32)
+    return table[ordinals // own], ordinals % own
 
 
 def put_latents(pools: DeltaPools, target: Int[Array, ""], z: Float[Array, "O A C"], grid: Grid) -> DeltaPools:
     """Stores the latents of one page."""
-    z = jnp.moveaxis(z, -3, -2)
+    z, rows = jnp.moveaxis(z, -3, -2), pools.latents.shape[2]
     if grid.latents == "none":
-        return pools._replace(latents=pools.latents.at[target].set(z.astype(pools.latents.dtype)))
+        z = filled(z.astype(pools.latents.dtype), rows)
+        return pools._replace(latents=pools.latents.at[target].set(z))
     coded, scale, zero = codes.encode(z, grid.latents, -2, SCALE)
-    if zero is not None:
-        coded = even_rows(coded)
+    coded = filled(coded, rows) if zero is None else codes.pack(filled(coded, 2 * rows))
     sides = jnp.stack([scale] if zero is None else [scale, zero], axis=-2)
     return pools._replace(
         latents=pools.latents.at[target].set(coded), latent_scales=pools.latent_scales.at[target].set(sides)
@@ -128,7 +144,7 @@ def take_latents(pools: DeltaPools, pages: Int[Array, "*S"], grid: Grid) -> Floa
     """Latents of pages in float32."""
     stored = pools.latents[pages]
     if grid.latents == "none":
-        return jnp.moveaxis(stored.astype(jnp.float32), -3, -2)
+        return jnp.moveaxis(stored.astype(jnp.float32)[..., : grid.others, :], -3, -2)
     sides = pools.latent_scales[pages]
     zero = sides[..., 1, :] if grid.latents == "int4" else None
     values = codes.decode(stored, grid.latents, -2, sides[..., 0, :], zero)
