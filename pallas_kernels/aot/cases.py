@@ -170,7 +170,7 @@ def _latents(case: Case, target: Target):
     options = dict(case.options)
     latent, kv_heads = options.pop("latent"), options.pop("kv_heads", KV_HEADS)
     grid, dtype = Grid(case.page, **{"latents": case.dtype} | options), jnp.bfloat16
-    extents = (POOL_TOKENS // case.page, kv_heads, case.head_dim, 1, latent, dtype, True)
+    extents = (POOL_TOKENS // case.page, kv_heads, case.head_dim, 1, latent, dtype, target.PLATFORM)
     pools = deltakv_pools.shapes(grid, *extents)
     given = [
         _shape(ROWS, HEADS // KV_HEADS * kv_heads, case.head_dim, dtype=dtype),

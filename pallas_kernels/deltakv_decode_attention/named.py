@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels.deltakv import Grid
-from pallas_kernels.deltakv_pools import DeltaPools, places_of_references
+from pallas_kernels.deltakv_pools import DeltaPools, places_of_references, scales_of_centers, take_index
 
 
 class Named(NamedTuple):
@@ -17,14 +17,14 @@ class Named(NamedTuple):
 
     Attributes:
         pages, slots: physical page of each center and its number there; entries that are not listed name page 0.
-        scales: of each center, by head and K or V, in float32; 0 where nothing is listed. None: centers are not coded.
+        scales: of each center, in the order [K, 2], in float32; 0 where nothing is listed. None: centers are not coded.
         taken: for each place of a page the centers that its token takes, as numbers below Q: the tokens that are no
             centers, in order, then the centers, which take themselves.
     """
 
     pages: Int[Array, "B J Q"]
     slots: Int[Array, "B J Q"]
-    scales: Float[Array, "B J Q K 2"] | None
+    scales: Float[Array, "B J Q K2"] | None
     taken: Int[Array, "B J P k"]
 
 
@@ -36,13 +36,13 @@ def centers_of_lists(
     ids = jnp.where(listed, page_ids[:, 0], 0)
     own = jnp.broadcast_to(jnp.arange(grid.own, dtype=jnp.int32), (*ids.shape, grid.own))
     of_own = jnp.broadcast_to(ids[..., None], own.shape)
-    referred, at = jax.vmap(lambda pages, table: places_of_references(pools, pages, table, grid.own))(ids, tables)
+    referred, at = jax.vmap(lambda pages, table: places_of_references(pools, pages, table, grid))(ids, tables)
     referred = jnp.where(listed[..., None], referred, 0)
     pages, slots = jnp.concatenate([of_own, referred], -1), jnp.concatenate([own, at], -1)
     scales = None
     if pools.center_scales is not None:
-        scales = pools.center_scales[pages, slots].astype(jnp.float32)
-        scales = jnp.where(listed[..., None, None, None], scales, 0)
-    index = jnp.where(listed[..., None, None], pools.index[ids].astype(jnp.int32), 0) + grid.own
+        scales = scales_of_centers(pools, pages, slots)
+        scales = jnp.where(listed[..., None, None], scales, 0)
+    index = jnp.where(listed[..., None, None], take_index(pools, ids, grid), 0) + grid.own
     itself = jnp.broadcast_to(own[..., None], (*own.shape, grid.neighbours))
     return Named(pages, slots, scales, jnp.concatenate([index, itself], axis=2))

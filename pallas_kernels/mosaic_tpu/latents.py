@@ -107,7 +107,7 @@ def _kernel(row, start, stop, first, last, ids_hbm, q_ref, angle_ref, g_ref, *re
     def center_rows(head, side):
         """K (side 0) or V (side 1) of a head's centers [NAMED, D]."""
         columns = range(side * head_dim // LANES, (side + 1) * head_dim // LANES)
-        return jnp.concatenate([wide[i, pl.ds(head, NAMED, stride=heads)] for i in columns], axis=1)
+        return jnp.concatenate([wide.at[i][pl.ds(head, NAMED, stride=heads)] for i in columns], axis=1)
 
     def scaled(weights, buffer, side):
         """Weights of centers [.., NAMED] times the scales of K (2 * head) or V (2 * head + 1)."""

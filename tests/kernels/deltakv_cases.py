@@ -14,13 +14,13 @@ from pallas_kernels.deltakv_pools import DeltaPools, empty
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """KV heads, query heads of each, head dim, and latent width of a head group; kernels need padded latents."""
+    """KV heads, query heads of each, head dim, and latent width of a head group, and whose pools."""
 
     kv_heads: int = 2
     group: int = 2
     head_dim: int = 8
     latent: int = 6
-    padded: bool = False
+    platform: str = "cpu"
 
 
 KV_HEADS, HEAD_DIM = Sizes.kv_heads, Sizes.head_dim
@@ -96,7 +96,7 @@ def build(
             k_pages[physical], v_pages[physical] = k[span].swapaxes(0, 1), v[span].swapaxes(0, 1)
             tables[row, logical] = physical
             pages.append((row, logical, physical))
-    extents = (shape[0], sizes.kv_heads, sizes.head_dim, groups, sizes.latent, jnp.float32, sizes.padded)
+    extents = (shape[0], sizes.kv_heads, sizes.head_dim, groups, sizes.latent, jnp.float32, sizes.platform)
     pools = empty(grid, *extents)
     if pools.center_scales is not None:
         pools = pools._replace(center_scales=jnp.full_like(pools.center_scales, jnp.nan).at[0].set(0))

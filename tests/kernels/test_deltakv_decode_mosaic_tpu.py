@@ -8,12 +8,14 @@ from collections.abc import Iterator
 import pytest
 
 from pallas_kernels.deltakv import Grid
+from pallas_kernels.mosaic_tpu import stream
 from pallas_kernels.mosaic_tpu.interpret import interpreting
 
 from .deltakv_cases import Sizes
 from .deltakv_decode_conformance import SOFT, DeltakvDecodeConformance, Latents
+from .tpu_simulator import DMA_MODES, simulate
 
-WIDE = Sizes(kv_heads=4, group=2, head_dim=128, latent=128, padded=True)
+WIDE = Sizes(kv_heads=4, group=2, head_dim=128, latent=128, platform="tpu")
 SERVED = (
     Latents("usual", Grid(), 1, WIDE),
     Latents("bf16, four neighbours, two groups", Grid(stride=8, neighbours=4), 2, WIDE, "bf16"),
@@ -39,3 +41,19 @@ class TestMosaicTpuDeltakvDecode(DeltakvDecodeConformance):
 
     def test_all_pages_of_a_row_need_no_logical_ids(self):
         self.compare(SERVED[0], {}, logical=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", DMA_MODES)
+def test_right_and_free_of_races(monkeypatch, mode: str):
+    monkeypatch.setattr(stream, "IDS", 8)  # short, so that the lists stream through scalar memory in chunks
+
+    class Simulated(DeltakvDecodeConformance):
+        backend = "mosaic_tpu"
+
+        def run(self, op, *arrays, **options):
+            result, raced = simulate(mode, op, *arrays, **options)
+            assert not raced
+            return result
+
+    Simulated().compare(SERVED[0], {}, logical=True)
