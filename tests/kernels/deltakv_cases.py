@@ -12,6 +12,7 @@ from pallas_kernels import deltakv_encode
 from pallas_kernels.deltakv import Grid, vectors
 from pallas_kernels.deltakv_pools import DeltaPools, empty
 
+
 @dataclasses.dataclass(frozen=True)
 class Sizes:
     """KV heads, query heads of each, head dim, and latent width of a head group, and whose pools."""
