@@ -104,7 +104,7 @@ def decode(
     heads, groups = centers.shape[1], latents.shape[1]
     n, latent, dim, grid, stages = shape.page, shape.latent, shape.head_dim, shape.grid, config.stages
     half_rows, count = n // 2, grid.own + grid.references
-    chunks = range(0, latent, CHUNK)
+    chunks, halves = range(0, latent, CHUNK), (pl.ds(0, HALF), pl.ds(HALF, HALF))
     mma, narrow = Mma(DTYPE, 1), Mma(DTYPE, 2 if half_rows % 32 else 1)
     keys_layout = plgpu.Layout.WGMMA
     row_layout = mma.acc.reduce(1)
@@ -209,18 +209,20 @@ def decode(
             tiles.wait(ready.at[slot])
             widen(slot)
             plgpu.commit_smem()
-            one, two = based(slot, 0, (0, HALF), (rebuilt(pl.ds(0, HALF)), rebuilt(pl.ds(HALF, HALF))), 1)
+            one, two = based(slot, 0, (0, HALF), tuple(map(rebuilt, halves)), 1)
             turn, turn_sin = (
                 tiles.placed(loaded(turn_ring.at[slot], at, HALF, keys_layout.reduce(1)), (HALF, n), 0, keys_layout)
                 for at in (0, HALF)
             )
             cos, sin = (plgpu.load(angle_tiles.at[i], layout=keys_layout, optimized=False) for i in range(2))
             cos, sin = turn * cos - turn_sin * sin, turn_sin * cos + turn * sin
-            k_tile.at[pl.ds(0, HALF)][...] = (one * cos - two * sin).astype(DTYPE)
-            k_tile.at[pl.ds(HALF, HALF)][...] = (two * cos + one * sin).astype(DTYPE)
+            k_tile.at[halves[0]][...] = (one * cos - two * sin).astype(DTYPE)
+            k_tile.at[halves[1]][...] = (two * cos + one * sin).astype(DTYPE)
             plgpu.commit_smem()
-            query, keys = plgpu.load(q_tile, layout=mma.lhs), plgpu.load(k_tile, layout=mma.rhs)
-            s = mma.dot(constant((ROWS, n), 0.0, mma.acc), query, keys)
+            s = constant((ROWS, n), 0.0, mma.acc)
+            for rows in halves:
+                query = plgpu.load(q_tile.at[:, rows], layout=mma.lhs)
+                s = mma.dot(s, query, plgpu.load(k_tile.at[rows], layout=mma.rhs))
             s = tiles.capped(s * scale, soft_cap) * LOG2E if soft_cap else s * (scale * LOG2E)
             seen = tiles.visible(offset + (here.begin + step) * n, here.first, here.stop)
             s = jnp.where(seen, s, HIDDEN)
@@ -229,25 +231,29 @@ def decode(
             weights = jnp.where(seen, jnp.exp2(s - tiles.placed(higher, s.shape, 0, mma.acc)), 0.0)
             total = total * tiles.placed(decay, s.shape, 0, mma.acc) + weights
             p_tile[...] = weights.astype(DTYPE)
-            values = based(slot, 1, (0,), (constant((n, dim), 0.0, mma.rhs),), 0)[0]
             plgpu.commit_smem()
-            pl.when(step + stages < here.steps)(lambda: fetch(step + stages, slot))
             p = plgpu.load(p_tile, layout=mma.lhs)
+            shrink = tiles.placed(decay, (ROWS, HALF), 0, mma.acc)
+            mixed = []
+            for half, acc in enumerate(bases):
+                (values,) = based(slot, 1, (half * HALF,), (constant((n, HALF), 0.0, mma.rhs),), 0)
+                mixed.append(mma.dot(acc * shrink, p, values.astype(DTYPE)))
+            bases = tuple(mixed)
             shrink = tiles.placed(decay, (ROWS, CHUNK), 0, mma.acc)
             sums = tuple(
                 mma.dot(acc * shrink, p, plgpu.load(z_tile.at[chunk], layout=mma.rhs)) for chunk, acc in enumerate(sums)
             )
-            bases = mma.dot(bases * shrink, p, values.astype(DTYPE))
+            plgpu.commit_smem()
+            pl.when(step + stages < here.steps)(lambda: fetch(step + stages, slot))
             return sums, bases, higher, total
 
-        nothing = constant((ROWS, CHUNK), 0.0, mma.acc)
         sums, bases, top, total = lax.fori_loop(
             0,
             here.steps,
             step_over,
             (
-                (nothing,) * len(chunks),
-                nothing,
+                (constant((ROWS, CHUNK), 0.0, mma.acc),) * len(chunks),
+                (constant((ROWS, HALF), 0.0, mma.acc),) * 2,
                 constant((ROWS,), HIDDEN, row_layout),
                 constant((ROWS, n), 0.0, mma.acc),
             ),
@@ -255,8 +261,9 @@ def decode(
 
         @pl.when(here.steps > 0)
         def _():
-            for acc, at in zip((*sums, bases), (*chunks, latent), strict=True):
-                out_ref[here.row, here.block, here.part, :, pl.ds(at, CHUNK)] = acc
+            places = (*chunks, latent, latent + HALF)
+            for acc, at in zip((*sums, *bases), places, strict=True):
+                out_ref[here.row, here.block, here.part, :, pl.ds(at, acc.shape[1])] = acc
 
         top_ref[here.row, here.block, here.part] = top
         total_ref[here.row, here.block, here.part] = total.sum(axis=1)
