@@ -10,7 +10,7 @@ from pallas_kernels.deltakv import Grid, Weights
 from pallas_kernels.deltakv_decode_attention.named import centers_of_lists
 from pallas_kernels.deltakv_pools import DeltaPools
 from pallas_kernels.mosaic_gpu import work
-from pallas_kernels.mosaic_gpu.latents import CHUNK, NAMED, ROWS, Shape, decode
+from pallas_kernels.mosaic_gpu.latents import CHUNK, NAMED, QUERIES, ROWS, Shape, decode
 from pallas_kernels.mosaic_gpu.target import require_tma
 from pallas_kernels.pages import batched
 
@@ -35,7 +35,7 @@ def deltakv_decode_attention(
     """See `pallas_kernels.deltakv_decode_attention`."""
     batch, heads, head_dim = q.shape
     kv_heads, (_, groups, rows, latent) = pools.centers.shape[2], pools.latents.shape
-    queries, parts = work.grouped(q, kv_heads, ROWS)
+    queries, parts = work.grouped(q, kv_heads, QUERIES)
     shape = Shape(batch, kv_heads, parts, 1, page_ids.shape[2], grid.page_size, head_dim, latent, grid)
     config = shape.default()
     shape.check(config, q.dtype, rows)
@@ -51,8 +51,8 @@ def deltakv_decode_attention(
     offsets = np.asarray(places(grid))
     first, stop = work.visible_range(lengths, counts, logical_ids, None, grid.page_size)
     logical = jnp.broadcast_to(jnp.arange(entries, dtype=jnp.int32), page_ids.shape)
-    partial = decode(
-        queries,
+    out, *sums = decode(
+        jnp.pad(queries, ((0, 0), (0, 0), (0, ROWS - queries.shape[2]), (0, 0))),
         pools.latents,
         pools.latent_scales,
         pools.centers.reshape(-1, kv_heads, 2 * head_dim),
@@ -72,7 +72,7 @@ def deltakv_decode_attention(
         soft_cap=soft_cap,
         config=config,
     )
-    out, lse = work.merge(*partial, None)
+    out, lse = work.merge(out.swapaxes(3, 4), *(x[..., :QUERIES] for x in sums), None)
     out, lse = (work.ungrouped(x, kv_heads, heads) for x in (out, lse))
     mixed = out[..., :latent].reshape(batch, kv_heads, -1, latent)
     values = batched("bkgc,kdc->bkgd", mixed, g[:, 1].astype(jnp.float32)).reshape(q.shape)

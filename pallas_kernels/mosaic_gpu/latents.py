@@ -21,14 +21,14 @@ from pallas_kernels.deltakv import Grid
 from pallas_kernels.mosaic_gpu import tiles
 from pallas_kernels.mosaic_gpu.coded_decode import BOX, loaded, opened
 from pallas_kernels.mosaic_gpu.split import Config, Lists, Part, launch
-from pallas_kernels.mosaic_gpu.target import SHARED_BYTES, require, require_shared
+from pallas_kernels.mosaic_gpu.target import SHARED_BYTES, require, require_shared, simulator
 from pallas_kernels.mosaic_gpu.tiles import HIDDEN, LOG2E, Mma, constant
 
 DTYPE = jnp.bfloat16
 HALF = 64  # rows of one warpgroup product: half a head
 NAMED = 32  # centers that come with a page, at most
 CHUNK = 128  # channels of a latent that are summed up together
-ROWS = 16  # queries of a block
+QUERIES, ROWS = 8, 16  # queries of a block, and rows of the products that they are the first of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,26 +93,26 @@ def decode(
     soft_cap: float | None,
     config: Config,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Unnormalised parts of the attention of q [B, K * X, 16, D] over slots [first, stop) [B, 1] of the lists.
+    """Unnormalised parts of the attention of q [B, K * X, 16, D], of which 8 count, over slots [first, stop) [B, 1] of the lists.
 
     latents [N, A, P / 2, C], their scales [N, A, 2, C], centers [N * Pc, K, 2D], g of the keys [K * C / 128, D, 128]; per entry of
     the lists numbers of its centers [B, J, Q], which of them each place takes [B, J, k * P], and their scales
     [B, K, J, 2 * NAMED], those of K first; cos and sin of the first position of each logical page [L, 2 * D / 2], and of
     each place of a page [2, D / 2, P], whose token is number `offsets` [P] of the page. Results are those of
-    `split.launch`, in columns the sums of latents [C] and of the V of centers [D].
+    `split.launch`, those of `out` [C + D, 8] the sums of latents, then of the V of centers.
     """
     heads, groups = centers.shape[1], latents.shape[1]
     n, latent, dim, grid, stages = shape.page, shape.latent, shape.head_dim, shape.grid, config.stages
     half_rows, count = n // 2, grid.own + grid.references
     chunks, halves = range(0, latent, CHUNK), (pl.ds(0, HALF), pl.ds(HALF, HALF))
     mma, narrow = Mma(DTYPE, 1), Mma(DTYPE, 2 if half_rows % 32 else 1)
-    keys_layout = plgpu.Layout.WGMMA
+    wgmma = plgpu.Layout.WGMMA
     row_layout = mma.acc.reduce(1)
 
     def body(
         q_ref, z_ref, sides_ref, centers_ref, g_ref, numbers_ref, taken_ref, scales_ref, turns_ref, angles_ref,
         offsets_ref, ids_ref, logical_ref, first_ref, stop_ref, out_ref, top_ref, total_ref, q_tile, q_ready,
-        g_tile, angle_tiles, once, z_tile, k_tile, p_tile,
+        g_tile, angle_tiles, once, z_tile, k_tile, p_tile, decay_tile,
         z_ring, side_ring, center_ring, taken_ring, scale_ring, turn_ring, ready,
     ):  # fmt: skip
         here = Part.here(first_ref, stop_ref, shape, config, n, 1)
@@ -170,24 +170,21 @@ def decode(
 
             lax.fori_loop(0, len(chunks), widen_chunk, None)
 
-        def based(slot, side, first_rows, parts, tokens):
-            """`parts` and what centers add to them: K (side 0) or V (side 1) from `first_rows` on along one axis, places
-            along the other, which is number `tokens`."""
-            layout, shape = (keys_layout if tokens else mma.rhs), parts[0].shape
+        def based(slot, side, parts):
+            """`parts` [HALF, n], rows d and d + D / 2 by places, and what centers add to them: K (side 0) or V (side 1)."""
             number = [
-                plgpu.load(taken_ring.at[slot, pl.ds(i * n, n)], layout=layout.reduce(1 - tokens), optimized=False)
+                plgpu.load(taken_ring.at[slot, pl.ds(i * n, n)], layout=wgmma.reduce(0), optimized=False)
                 for i in range(grid.neighbours)
             ]
 
             def add(center, parts):
                 share = sum(jnp.where(one == center, 1 / grid.neighbours, 0.0) for one in number)
-                share = tiles.placed(share * scale_ring[slot, side * NAMED + center], shape, tokens, layout)
+                share = tiles.placed(share * scale_ring[slot, side * NAMED + center], (HALF, n), 1, wgmma)
                 codes = (
-                    loaded(center_ring.at[slot, center], side * dim + at, shape[1 - tokens], layout.reduce(tokens))
-                    for at in first_rows
+                    loaded(center_ring.at[slot, center], side * dim + at, HALF, wgmma.reduce(1)) for at in (0, HALF)
                 )
                 return tuple(
-                    part + tiles.placed(code, shape, 1 - tokens, layout) * share
+                    part + tiles.placed(code, (HALF, n), 0, wgmma) * share
                     for part, code in zip(parts, codes, strict=True)
                 )
 
@@ -197,24 +194,27 @@ def decode(
             """Rows of the keys before rotation [HALF, n], but for their centers."""
 
             def product(ref):
-                for chunk in range(len(chunks)):
+                # Not unrolled: addresses of all operands would be held over the steps.
+                @pl.loop(0, len(chunks))
+                def _(chunk):
                     plgpu.wgmma(ref, g_tile.at[chunk, rows], z_tile.at[chunk].transpose((1, 0)))
+
                 return ref[...]
 
             return pl.run_scoped(product, plgpu.ACC((HALF, n), jnp.float32))
 
         def step_over(step, carry):
-            sums, bases, top, total = carry
+            sums, top, total = carry
             slot = lax.rem(step, jnp.int32(stages))
             tiles.wait(ready.at[slot])
             widen(slot)
             plgpu.commit_smem()
-            one, two = based(slot, 0, (0, HALF), tuple(map(rebuilt, halves)), 1)
+            one, two = based(slot, 0, tuple(map(rebuilt, halves)))
             turn, turn_sin = (
-                tiles.placed(loaded(turn_ring.at[slot], at, HALF, keys_layout.reduce(1)), (HALF, n), 0, keys_layout)
+                tiles.placed(loaded(turn_ring.at[slot], at, HALF, wgmma.reduce(1)), (HALF, n), 0, wgmma)
                 for at in (0, HALF)
             )
-            cos, sin = (plgpu.load(angle_tiles.at[i], layout=keys_layout, optimized=False) for i in range(2))
+            cos, sin = (plgpu.load(angle_tiles.at[i], layout=wgmma, optimized=False) for i in range(2))
             cos, sin = turn * cos - turn_sin * sin, turn_sin * cos + turn * sin
             k_tile.at[halves[0]][...] = (one * cos - two * sin).astype(DTYPE)
             k_tile.at[halves[1]][...] = (two * cos + one * sin).astype(DTYPE)
@@ -231,29 +231,45 @@ def decode(
             weights = jnp.where(seen, jnp.exp2(s - tiles.placed(higher, s.shape, 0, mma.acc)), 0.0)
             total = total * tiles.placed(decay, s.shape, 0, mma.acc) + weights
             p_tile[...] = weights.astype(DTYPE)
+            decay_tile[...] = decay
+            values = based(slot, 1, (constant((HALF, n), 0.0, wgmma),) * 2)
             plgpu.commit_smem()
-            p = plgpu.load(p_tile, layout=mma.lhs)
-            shrink = tiles.placed(decay, (ROWS, HALF), 0, mma.acc)
-            mixed = []
-            for half, acc in enumerate(bases):
-                (values,) = based(slot, 1, (half * HALF,), (constant((n, HALF), 0.0, mma.rhs),), 0)
-                mixed.append(mma.dot(acc * shrink, p, values.astype(DTYPE)))
-            bases = tuple(mixed)
-            shrink = tiles.placed(decay, (ROWS, CHUNK), 0, mma.acc)
-            sums = tuple(
-                mma.dot(acc * shrink, p, plgpu.load(z_tile.at[chunk], layout=mma.rhs)) for chunk, acc in enumerate(sums)
-            )
+            for rows, part in zip(halves, values, strict=True):
+                k_tile.at[rows][...] = part.astype(DTYPE)
             plgpu.commit_smem()
             pl.when(step + stages < here.steps)(lambda: fetch(step + stages, slot))
-            return sums, bases, higher, total
+            shrink = plgpu.load(decay_tile.at[pl.ds(0, QUERIES)], layout=wgmma.reduce(0), optimized=False)
+            shrink = tiles.placed(shrink, (HALF, QUERIES), 1, wgmma)
 
-        sums, bases, top, total = lax.fori_loop(
+            def summed(i):
+                """What the weights sum up in block i of the sums, rows first: latents, then what centers add to V."""
+                chunk, half = divmod(i, CHUNK // HALF)
+                if chunk == len(chunks):
+                    return k_tile.at[halves[half]]
+                return z_tile.at[chunk, :, halves[half]].transpose((1, 0))
+
+            def accumulated(i, acc):
+                product = lambda ref: plgpu.wgmma(  # noqa: E731
+                    ref, summed(i), p_tile.at[pl.ds(0, QUERIES)].transpose((1, 0))
+                )
+                if simulator() is None:
+                    return pl.run_state(product)(plgpu.ACC.init(acc))
+
+                def alone(ref):  # accumulators start at zero there
+                    product(ref)
+                    return ref[...]
+
+                return acc + pl.run_scoped(alone, plgpu.ACC(acc.shape, jnp.float32))
+
+            sums = tuple(accumulated(i, acc * shrink) for i, acc in enumerate(sums))
+            return sums, higher, total
+
+        sums, top, total = lax.fori_loop(
             0,
             here.steps,
             step_over,
             (
-                (constant((ROWS, CHUNK), 0.0, mma.acc),) * len(chunks),
-                (constant((ROWS, HALF), 0.0, mma.acc),) * 2,
+                (constant((HALF, QUERIES), 0.0, wgmma),) * ((latent + dim) // HALF),
                 constant((ROWS,), HIDDEN, row_layout),
                 constant((ROWS, n), 0.0, mma.acc),
             ),
@@ -261,15 +277,15 @@ def decode(
 
         @pl.when(here.steps > 0)
         def _():
-            places = (*chunks, latent, latent + HALF)
-            for acc, at in zip((*sums, *bases), places, strict=True):
-                out_ref[here.row, here.block, here.part, :, pl.ds(at, acc.shape[1])] = acc
+            for i, acc in enumerate(sums):
+                out_ref[here.row, here.block, here.part, pl.ds(i * HALF, HALF)] = acc
 
         top_ref[here.row, here.block, here.part] = top
         total_ref[here.row, here.block, here.part] = total.sum(axis=1)
 
-    def tile(*extents):
-        return plgpu.SMEM(extents, DTYPE, transforms=tiles.swizzled(extents[-1], DTYPE))
+    def tile(*extents, swizzled_as: int = 32):
+        # Both operands of a warpgroup product must be swizzled alike, and rows of the weights have 32 tokens.
+        return plgpu.SMEM(extents, DTYPE, transforms=tiles.swizzled(swizzled_as, DTYPE))
 
     arrivals = len(chunks) + 2 * -(-latent // BOX) + count + 3
     scratch = [
@@ -279,6 +295,7 @@ def decode(
         tile(len(chunks), n, CHUNK),
         tile(dim, n),
         tile(ROWS, n),
+        plgpu.SMEM((ROWS,), jnp.float32),
         plgpu.SMEM(
             (stages, len(chunks), half_rows, CHUNK), latents.dtype, transforms=tiles.swizzled(CHUNK, latents.dtype)
         ),
@@ -297,5 +314,5 @@ def decode(
         config.splits,
         scratch,
         "deltakv_decode_attention",
-        columns=latent + dim,
+        out=(latent + dim, QUERIES),
     )
