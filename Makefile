@@ -9,6 +9,8 @@ ORACLE := .venv-oracle
 PROTOS := .venv-protos
 PIP := -m pip --disable-pip-version-check --no-input install -qq --constraint constraints.txt
 PYTEST_ARGS ?=
+# A test that hangs or a worker that crashes ends the run with its stack, where xdist would wait for ever.
+PYTEST_ENDS := --max-worker-restart=0 -o faulthandler_timeout=600 -o faulthandler_exit_on_timeout=true
 BENCH_ARGS ?=
 ORACLE_ARGS ?=
 
@@ -19,7 +21,7 @@ demo: $(VENV)/.core  ## serve real prompts with the model inside the package
 	@$(VENV)/bin/sparsejax demo
 
 test: $(VENV)/.test  ## all quick tests
-	@$(PY) -m pytest -m "not slow and not aot and not ray and not clients" -n 2 --dist loadfile $(PYTEST_ARGS)
+	@$(PY) -m pytest -m "not slow and not aot and not ray and not clients" -n 2 --dist loadfile $(PYTEST_ENDS) $(PYTEST_ARGS)
 
 test-slow: $(VENV)/.test  ## the long sweeps
 	@XLA_FLAGS= $(PY) -m pytest -m slow $(PYTEST_ARGS)

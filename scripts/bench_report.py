@@ -1,9 +1,9 @@
 """Writes the benchmark tables and pictures of README.md (or other files) from stored JSON, between markers.
 
 A marker pair is ``<!-- KIND:NAME.json DTYPE -->`` and ``<!-- /bench -->``; NAME.json lies in docs/results. Kinds are
-the tables ``bench``, ``decode`` (of a dtype), ``bounds``, ``blocks``, ``overload``, ``http``, ``tiers``, ``streaming``,
-``prefix``, ``ablation`` and those of `benchmarks.evaluation.TABLES` (of several ``NAME.json,NAME.json``), the sentence
-``soak``, and ``chart``, the picture NAME.svg. What was not measured yet says so.
+the tables ``bench``, ``decode``, ``gains`` (of a dtype), ``bounds``, ``blocks``, ``overload``, ``http``, ``tiers``,
+``streaming``, ``prefix``, ``ablation`` and those of `benchmarks.evaluation.TABLES` (of several
+``NAME.json,NAME.json``), the sentence ``soak``, and ``chart``, the picture NAME.svg. What was not measured yet says so.
 `--check` changes nothing and fails where a file differs from its results.
 """
 
@@ -17,7 +17,7 @@ from pathlib import Path
 
 from benchmarks import ablation, blocks, bounds, http_overhead, overload, prefix, soak_report, streaming, tiers
 from benchmarks.chart import caption, serve_chart
-from benchmarks.decode_report import decode_table
+from benchmarks.decode_report import decode_table, gains_table
 from benchmarks.evaluation import TABLES
 from benchmarks.report import serve_table
 
@@ -33,9 +33,9 @@ PLAIN = {
     **{"http": http_overhead.table, "soak": soak_report.text, "prefix": prefix.table, "tiers": tiers.table},
     **{"streaming": streaming.table, "ablation": ablation.table},
 }
-KINDS = "|".join(["bench", "chart", "decode", *PLAIN, *TABLES])
+KINDS = "|".join(["bench", "chart", "decode", "gains", *PLAIN, *TABLES])
 MARKED = re.compile(rf"(<!-- ({KINDS}):(\S+)(?: (\w+))? -->\n).*?(<!-- /bench -->)", re.S)
-BY_DTYPE = {"bench": serve_table, "decode": decode_table}
+BY_DTYPE = {"bench": serve_table, "decode": decode_table, "gains": gains_table}
 MISSING = "Not measured yet.\n"
 
 

@@ -6,9 +6,12 @@ of one's own wins; the long sweeps run with an empty one, that is with the code 
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import os
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -40,3 +43,16 @@ def pytest_configure() -> None:
     import sparsejax.config
 
     sparsejax.config.DEFAULT_COMPILE_CACHE = CACHE
+
+
+@pytest.fixture(scope="module", autouse=True)
+def room_for_programs():
+    """Drops what earlier files compiled before the process runs out of memory mappings, where the loader crashes."""
+    yield
+    import jax
+
+    from sparsejax.engine.mappings import mappings
+
+    if (found := mappings()) and found[0] > found[1] / 4:
+        jax.clear_caches()
+        gc.collect()

@@ -32,18 +32,34 @@ def decode_table(results: dict, dtype: str) -> str:
     )
 
 
-def cells(runs: list[dict], name: str, context: int) -> tuple[str, str, str]:
-    """Times, gains and pages read of one policy at one context."""
+def gains_table(results: dict, dtype: str) -> str:
+    """Markdown: how many times faster than dense a policy's step is, one column per context."""
+    entry, load = results["dtypes"][dtype], results["workload"]
+    contexts = sorted({run["context"] for run in entry["runs"]})
+    rows = [("a decode step, times dense", *(f"{context} tokens" for context in contexts))]
+    for name in [name for name in entry["policies"] if name != "dense"]:
+        if any(run["policy"] == name for run in entry["runs"]):
+            rows.append((name, *(gain(entry["runs"], name, context, "seconds") for context in contexts)))
+    return (
+        f"{results['model']['layers']} layers of a random model in {dtype}, {load['rows']} rows, budget {load['keep']} "
+        f"tokens ({results['machine']['cpu']}, {results['threads']} threads):\n\n{markdown(rows)}\n"
+    )
+
+
+def gain(runs: list[dict], name: str, context: int, field: str) -> str:
+    """The median over repetitions of dense over this policy; nothing where either was not measured."""
     mine, dense = (
-        {run["repetition"]: run for run in runs if (run["policy"], run["context"]) == (policy, context)}
+        {run["repetition"]: run[field] for run in runs if (run["policy"], run["context"]) == (policy, context)}
         for policy in (name, "dense")
     )
-    times = [1e3 * run["seconds"] for run in mine.values()]
-    cpu = 1e3 * statistics.median(run["cpu_seconds"] for run in mine.values())
+    return f"{statistics.median(dense[i] / one for i, one in mine.items()):.2f} x" if mine and dense else ""
+
+
+def cells(runs: list[dict], name: str, context: int) -> tuple[str, str, str]:
+    """Times, gains and pages read of one policy at one context."""
+    mine = [run for run in runs if (run["policy"], run["context"]) == (name, context)]
+    times = [1e3 * run["seconds"] for run in mine]
+    cpu = 1e3 * statistics.median(run["cpu_seconds"] for run in mine)
     text = f"{statistics.median(times):.1f} ({min(times):.1f} to {max(times):.1f}), {cpu:.1f}"
-    gains = [
-        f"{statistics.median(dense[i][field] / run[field] for i, run in mine.items()):.2f} x"
-        for field in ("seconds", "cpu_seconds")
-        if dense and name != "dense"
-    ]
-    return text, ", ".join(gains), f"{next(iter(mine.values()))['read']:.0%}"
+    gains = [gain(runs, name, context, field) for field in ("seconds", "cpu_seconds") if name != "dense"]
+    return text, ", ".join(filter(None, gains)), f"{mine[0]['read']:.0%}"

@@ -25,7 +25,10 @@ def run(args: argparse.Namespace) -> int:
     settings, limits, config = read_server(args, GrpcOptions)
     with needs("serve"):
         from sparsejax.serve.grpc.server import run as run_server
+        from sparsejax.serve.lifecycle import leave
         from sparsejax.serve.service import Service
 
-    run_server(Service(config, limits), settings)
+    service = Service(config, limits)
+    run_server(service, settings)
+    leave(service)
     return 0

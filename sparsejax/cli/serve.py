@@ -32,12 +32,14 @@ def run(args: argparse.Namespace) -> int:
 
     settings, limits, config = read_server(args, HttpOptions)
     with needs("serve"):
+        from sparsejax.serve.lifecycle import leave
         from sparsejax.serve.openai.server import run as run_server
         from sparsejax.serve.service import Service
 
     service = Service(config, limits)
     if args.grpc_port is None:
         run_server(service, settings)
+        leave(service)
         return 0
     options = GrpcOptions(
         host=settings.host,
@@ -52,4 +54,5 @@ def run(args: argparse.Namespace) -> int:
     with needs("serve"):
         from sparsejax.serve.grpc.server import serving
     run_server(service, settings, serving(service, options))
+    leave(service)
     return 0

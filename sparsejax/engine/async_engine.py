@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import itertools
 import threading
 import time
@@ -49,6 +50,8 @@ class AsyncEngine:
         self._text = ThreadPoolExecutor(1, "sparsejax-text")
         self._thread = threading.Thread(target=self._run, name="sparsejax-engine", daemon=True)
         self._thread.start()
+        # Killed inside a step, as the interpreter does with threads that are left, it would take the process down.
+        atexit.register(self._end_thread)
 
     async def generate(
         self, prompt: Any, sampling_params: Any = None, *, request_id: str | None = None, priority: int = 0
@@ -136,12 +139,17 @@ class AsyncEngine:
 
     async def shutdown(self) -> None:
         """Aborts what runs, stops the threads and gives the device memory back."""
+        await asyncio.to_thread(self._end_thread)
+        atexit.unregister(self._end_thread)
+        self._text.shutdown(wait=False, cancel_futures=True)
+        self.engine.shutdown()
+
+    def _end_thread(self) -> None:
+        """Aborts what runs, and waits for the end of a step."""
         with self._wake:
             self._stopping = True
             self._wake.notify()
-        await asyncio.to_thread(self._thread.join)
-        self._text.shutdown(wait=False, cancel_futures=True)
-        self.engine.shutdown()
+        self._thread.join()
 
     def request_ids(self) -> list[str]:
         """Requests that the engine works on or has queued."""

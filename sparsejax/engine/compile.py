@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 
+from sparsejax.engine.mappings import check_mappings
 from sparsejax.errors import StoreError
 
 Build = Callable[[], tuple[Callable, tuple]]
@@ -33,7 +34,11 @@ class Programs:
         self.compile_seconds = 0.0
 
     def get(self, key: Hashable, build: Build) -> jax.stages.Compiled:
-        """The program `key`, compiled in this thread if it is missing."""
+        """The program `key`, compiled in this thread if it is missing.
+
+        Raises:
+            CapacityError: on CPU, the process has no room for another program (`mappings`).
+        """
         if key not in self._compiled:
             start = time.perf_counter()
             self._keep(key, _lower(build).compile())
@@ -69,6 +74,8 @@ class Programs:
 
 
 def _lower(build: Build) -> jax.stages.Lowered:
+    if jax.default_backend() == "cpu":
+        check_mappings()
     function, arguments = build()
     return jax.jit(function, donate_argnums=0).lower(*arguments)
 

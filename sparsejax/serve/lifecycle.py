@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import signal
+import sys
 from collections.abc import Callable
 
 from sparsejax.serve.service import Service
@@ -27,6 +28,16 @@ def catch_signals() -> asyncio.Event:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
     return asked
+
+
+def leave(service: Service) -> None:
+    """Ends the process if a model is still being loaded: nothing can stop the compiler, and an interpreter that shuts
+    down while a thread is inside it crashes."""
+    if service.loads:
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 async def live(service: Service, asked: asyncio.Event, timeout: float, on_ready: Callable[[], None]) -> None:

@@ -84,10 +84,16 @@ class Service:
         self._settled = threading.Event()
         self._ids = itertools.count()
         self._prefix = uuid.uuid4().hex[:8]
+        self._loader = threading.Thread(target=self._run_load, name="sparsejax-load", daemon=True)
 
     def start(self) -> None:
         """Begins to load; returns at once. Call it once."""
-        threading.Thread(target=self._run_load, name="sparsejax-load", daemon=True).start()
+        self._loader.start()
+
+    @property
+    def loads(self) -> bool:
+        """Whether the loading thread is at work, be it that nobody waits for it any more."""
+        return self._loader.is_alive()
 
     def _run_load(self) -> None:
         try:

@@ -31,7 +31,7 @@ def test_every_policy_reads_what_its_budget_allows(scripts, tmp_path):
 
 
 def test_the_table_compares_within_repetitions(scripts):
-    from benchmarks.decode_report import decode_table
+    from benchmarks.decode_report import decode_table, gains_table
 
     def run(policy, repetition, seconds):
         figures = {"seconds": seconds, "cpu_seconds": 2 * seconds, "read": 0.5, "foreign_cpu": 0.25}
@@ -41,10 +41,12 @@ def test_the_table_compares_within_repetitions(scripts):
     entry = {"versions": {"jax": "1"}, "policies": {"dense": {}, "quest": {"preset": "quest"}}, "runs": runs}
     load = {"rows": 4, "keep": 512, "page_size": 32, "steps": 8}
     results = {"dtypes": {"bfloat16": entry}, "workload": load, "machine": {"cpu": "some"}, "threads": 2}
+    results["model"] = {"layers": 12}
     table = decode_table(results, "bfloat16")
     assert "| 1024 | dense | 650.0 (400.0 to 900.0), 1300.0 |  | 50% |" in table
     assert "| 1024 | quest | 200.0 (100.0 to 300.0), 400.0 | 3.50 x, 3.50 x | 50% |" in table
     assert "others used 25% of the processors" in table
+    assert gains_table(results, "bfloat16").endswith("| quest | 3.50 x |\n")
 
 
 def test_the_page_of_methods_is_what_the_checks_say():
