@@ -34,7 +34,7 @@ def deltakv_decode_attention(
 ) -> jax.Array | tuple[jax.Array, jax.Array]:
     """See `pallas_kernels.deltakv_decode_attention`."""
     batch, heads, head_dim = q.shape
-    kv_heads, (_, groups, rows, latent) = pools.centers.shape[2], pools.latents.shape
+    kv_heads, (_, _, rows, latent) = pools.centers.shape[2], pools.latents.shape
     queries, parts = work.grouped(q, kv_heads, QUERIES)
     shape = Shape(batch, kv_heads, parts, 1, page_ids.shape[2], grid.page_size, head_dim, latent, grid)
     config = shape.default()

@@ -2,9 +2,10 @@
 
 As in `coded_decode`, one block serves one part of a row's list for one KV head; a step takes one page. The head's part
 of g stays in shared memory for all steps. A page's latents become bfloat16 in a tile of shared memory, which is read
-twice: its product with g gives the keys before rotation, and the weights sum it up, so that values are never built (g is
-applied to the sums outside). A page names few centers: each is added to the tokens that take it, in registers. Rows d and d + D / 2 of the keys are two products, so that rotating needs no exchange between threads; angles are those of
-the page's first token plus those of a table that all pages share.
+twice: its product with g gives the keys before rotation, and the weights sum it up, so that values are never built (g
+is applied to the sums outside). A page names few centers: each is added to the tokens that take it, in registers. Rows
+d and d + D / 2 of the keys are two products, so that rotating needs no exchange between threads; angles are those of the
+page's first token plus those of a table that all pages share.
 """
 
 from __future__ import annotations
@@ -66,7 +67,8 @@ class Shape(Lists):
         require(self.latent % CHUNK == 0, f"latent width must be a multiple of {CHUNK}; got {self.latent}")
         count = grid.own + grid.references
         require(count <= NAMED, f"a page may name {NAMED} centers with its own; got {count}")
-        require(grid.neighbours * self.page <= BOX, f"tokens of a page may take {BOX} centers; got {grid.neighbours} each")
+        taken = grid.neighbours * self.page
+        require(taken <= BOX, f"tokens of a page may take {BOX} centers together; got {taken}")
         require(rows == grid.padded_rows, f"latents of a page must be padded to {grid.padded_rows} rows; got {rows}")
         require_shared(self.shared_bytes(config.stages))
 
@@ -93,13 +95,14 @@ def decode(
     soft_cap: float | None,
     config: Config,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Unnormalised parts of the attention of q [B, K * X, 16, D], of which 8 count, over slots [first, stop) [B, 1] of the lists.
+    """Unnormalised parts of the attention of q [B, K * X, 16, D], of whose rows 8 count, over slots [first, stop) [B, 1]
+    of the lists.
 
-    latents [N, A, P / 2, C], their scales [N, A, 2, C], centers [N * Pc, K, 2D], g of the keys [K * C / 128, D, 128]; per entry of
-    the lists numbers of its centers [B, J, Q], which of them each place takes [B, J, k * P], and their scales
-    [B, K, J, 2 * NAMED], those of K first; cos and sin of the first position of each logical page [L, 2 * D / 2], and of
-    each place of a page [2, D / 2, P], whose token is number `offsets` [P] of the page. Results are those of
-    `split.launch`, those of `out` [C + D, 8] the sums of latents, then of the V of centers.
+    latents [N, A, P / 2, C], their scales [N, A, 2, C], centers [N * Pc, K, 2D], g of the keys [K * C / 128, D, 128];
+    per entry of the lists numbers of its centers [B, J, Q], which of them each place takes [B, J, k * P], and their
+    scales [B, K, J, 2 * NAMED], those of K first; cos and sin of the first position of each logical page
+    [L, 2 * D / 2], and of each place of a page [2, D / 2, P], whose token is number `offsets` [P] of the page. Results
+    are those of `split.launch`, those of `out` [C + D, 8] the sums of latents, then of the V of centers.
     """
     heads, groups = centers.shape[1], latents.shape[1]
     n, latent, dim, grid, stages = shape.page, shape.latent, shape.head_dim, shape.grid, config.stages
@@ -127,7 +130,8 @@ def decode(
             for side in range(2):
                 for at in range(0, latent, BOX):
                     piece = pl.ds(at, min(BOX, latent - at))
-                    plgpu.copy_gmem_to_smem(sides_ref.at[page, group, side, piece], side_ring.at[slot, side, piece], arrived)
+                    source = sides_ref.at[page, group, side, piece]
+                    plgpu.copy_gmem_to_smem(source, side_ring.at[slot, side, piece], arrived)
             for i in range(count):
                 center = numbers_ref[here.row, entry, i]
                 plgpu.copy_gmem_to_smem(centers_ref.at[center, here.head], center_ring.at[slot, i], arrived)
@@ -171,7 +175,7 @@ def decode(
             lax.fori_loop(0, len(chunks), widen_chunk, None)
 
         def based(slot, side, parts):
-            """`parts` [HALF, n], rows d and d + D / 2 by places, and what centers add to them: K (side 0) or V (side 1)."""
+            """`parts` [HALF, n], rows d and d + D / 2 by places, and what centers add: K (side 0) or V (side 1)."""
             number = [
                 plgpu.load(taken_ring.at[slot, pl.ds(i * n, n)], layout=wgmma.reduce(0), optimized=False)
                 for i in range(grid.neighbours)
@@ -283,9 +287,9 @@ def decode(
         top_ref[here.row, here.block, here.part] = top
         total_ref[here.row, here.block, here.part] = total.sum(axis=1)
 
-    def tile(*extents, swizzled_as: int = 32):
-        # Both operands of a warpgroup product must be swizzled alike, and rows of the weights have 32 tokens.
-        return plgpu.SMEM(extents, DTYPE, transforms=tiles.swizzled(swizzled_as, DTYPE))
+    def tile(*extents):
+        # Both operands of a warpgroup product must be swizzled alike, and rows of weights may have no more than 32.
+        return plgpu.SMEM(extents, DTYPE, transforms=tiles.swizzled(32, DTYPE))
 
     arrivals = len(chunks) + 2 * -(-latent // BOX) + count + 3
     scratch = [
