@@ -3,8 +3,8 @@
 As in `coded_decode`, one block serves one part of a row's list for one KV head; a step takes one page. The head's part
 of g stays in shared memory for all steps. A page's latents become bfloat16 in a tile of shared memory, which is read
 twice: its product with g gives the keys before rotation, and the weights sum it up, so that values are never built (g
-is applied to the sums outside). A page names few centers: each is added to the tokens that take it, in registers. Rows
-d and d + D / 2 of the keys are two products, so that rotating needs no exchange between threads; angles are those of the
+is applied to the sums outside). A page names few centers: each is added in registers to the tokens that take it. Rows d
+and d + D / 2 of the keys are two products, so that rotating needs no exchange between threads; angles are those of the
 page's first token plus those of a table that all pages share.
 """
 
@@ -95,9 +95,9 @@ def decode(
     soft_cap: float | None,
     config: Config,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Unnormalised parts of the attention of q [B, K * X, 16, D], of whose rows 8 count, over slots [first, stop) [B, 1]
-    of the lists.
+    """Unnormalised parts of the attention of q [B, K * X, 16, D], of whose rows 8 count.
 
+    It is that over slots [first, stop) [B, 1] of the lists.
     latents [N, A, P / 2, C], their scales [N, A, 2, C], centers [N * Pc, K, 2D], g of the keys [K * C / 128, D, 128];
     per entry of the lists numbers of its centers [B, J, Q], which of them each place takes [B, J, k * P], and their
     scales [B, K, J, 2 * NAMED], those of K first; cos and sin of the first position of each logical page
