@@ -2,7 +2,7 @@
 
 A marker pair is ``<!-- KIND:NAME.json DTYPE -->`` and ``<!-- /bench -->``; NAME.json lies in docs/results. Kinds are
 the tables ``bench``, ``decode``, ``gains`` (of a dtype), ``bounds``, ``blocks``, ``overload``, ``http``, ``tiers``,
-``streaming``, ``prefix``, ``ablation`` and those of `benchmarks.evaluation.TABLES` (of several
+``streaming``, ``prefix``, ``ablation``, ``layers`` and those of `benchmarks.evaluation.TABLES` (of several
 ``NAME.json,NAME.json``), the sentence ``soak``, and ``chart``, the picture NAME.svg. What was not measured yet says so.
 `--check` changes nothing and fails where a file differs from its results.
 """
@@ -31,7 +31,7 @@ PAGES = (
 PLAIN = {
     **{"bounds": bounds.table, "blocks": blocks.table, "overload": overload.table},
     **{"http": http_overhead.table, "soak": soak_report.text, "prefix": prefix.table, "tiers": tiers.table},
-    **{"streaming": streaming.table, "ablation": ablation.table},
+    **{"streaming": streaming.table, "ablation": ablation.table, "layers": ablation.layers},
 }
 KINDS = "|".join(["bench", "chart", "decode", "gains", *PLAIN, *TABLES])
 MARKED = re.compile(rf"(<!-- ({KINDS}):(\S+)(?: (\w+))? -->\n).*?(<!-- /bench -->)", re.S)

@@ -12,9 +12,9 @@ import sys
 from pathlib import Path
 
 from sparsejax.errors import ConfigError
-from sparsejax.sparsity.eviction import OBSERVES
+from sparsejax.sparsity.eviction import OBSERVES, Keep
 from sparsejax.sparsity.kinds import SELECTS
-from sparsejax.sparsity.policy import SparsityConfig
+from sparsejax.sparsity.policy import PRESETS, SparsityConfig
 from sparsejax.sparsity.valid import CODECS
 
 PAGE = Path(__file__).resolve().parent.parent / "docs/methods.md"
@@ -27,6 +27,12 @@ PARAMETERS = {
     "`interval`": {"interval": 4},
     "`dense_layers`": {"dense_layers": 2},
     "`block`": {"block": 8},
+}
+KEEPS = {name: Keep(name) for name in OBSERVES} | {"pyramidkv": PRESETS["pyramidkv"].keep}
+POINTS = {
+    **{name: {"select": name} for name in SELECTS},
+    "omnikv": {"select": "omnikv", "filter_layers": "auto"},
+    "turbo": {"select": "quest", "filter_layers": "auto"},
 }
 
 
@@ -55,10 +61,9 @@ def text() -> str:
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     notes = "\n".join(f"{number}. {reason}" for reason, number in reasons.items())
     refused: dict[str, list[tuple[str, ...]]] = {}
-    for keep, select, codec in itertools.product(OBSERVES, SELECTS, CODECS):
-        filters = "auto" if select == "omnikv" else None
-        if reason := refusal(keep=keep, select=select, filter_layers=filters, codec=codec):
-            reason = reason.replace(f"keep={keep!r}", "a keep").replace(f"codec={codec!r}", "a codec")
+    for keep, select, codec in itertools.product(KEEPS, POINTS, CODECS):
+        if reason := refusal(keep=KEEPS[keep], codec=codec, **POINTS[select]):
+            reason = reason.replace(f"keep={KEEPS[keep].name!r}", "a keep").replace(f"codec={codec!r}", "a codec")
             refused.setdefault(reason, []).append((keep, select, codec))
     but = "\n".join(f"* {named(points)}: {reason}" for reason, points in refused.items())
     together = f"Of keep, select and codec everything goes together{f' but\n\n{but}' if but else '.'}"
@@ -70,8 +75,9 @@ def named(points: list[tuple[str, ...]]) -> str:
     keeps, selects, codecs = ([f"`{name}`" for name in dict.fromkeys(axis)] for axis in zip(*points, strict=True))
     if len(points) < len(keeps) * len(selects) * len(codecs):
         return "; ".join(" with ".join(f"`{name}`" for name in point) for point in points)
-    which = "any select" if len(selects) == len(SELECTS) else ", ".join(selects)
-    return f"{', '.join(keeps)} with {', '.join(codecs)} and {which}"
+    which = "any select" if len(selects) == len(POINTS) else ", ".join(selects)
+    stored = "any codec" if len(codecs) == len(CODECS) else ", ".join(codecs)
+    return f"{', '.join(keeps)} with {stored} and {which}"
 
 
 def main() -> int:

@@ -39,9 +39,9 @@ class EngineConfig:
         max_num_seqs: most sequences that run at once.
         max_num_batched_tokens: most tokens one step computes; prefill is chunked to fit.
         num_decode_steps: decode steps done in one device call when nothing waits; 1 turns this off.
-        sparsity: what requests read of their KV cache and how it is stored: a preset, a mapping or a
-            `SparsityConfig`, or a list of those that requests may choose from (``SamplingParams.sparsity``), the
-            default first. All of them share one codec.
+        sparsity: what requests read of their KV cache and how it is stored: a preset, several joined
+            (``snapkv+int4``), a mapping or a `SparsityConfig`, or a list of those that requests may choose from
+            (``SamplingParams.sparsity``), the default first. All of them share one codec.
         enable_prefix_caching: keep full pages of prompts as long as nobody needs the room, so that a request that
             begins with the same tokens starts from them, with the same results as without.
         cache_outputs: keep pages of generated tokens too, so that the next turn of a chat starts after the last answer.

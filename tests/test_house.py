@@ -14,7 +14,7 @@ ROOMS = ("cli", "evaluation", "serve", "engine", "sparsity", "cache", "models", 
 NO_JAX = (
     *("engine/scheduler.py", "engine/sequence.py", "cache/allocator.py"),
     *(f"cache/tiers/{name}.py" for name in ("record", "host", "disk", "store")),
-    *("config.py", "errors.py", "sparsity/policy.py", "sparsity/kinds.py", "sparsity/valid.py"),
+    *("config.py", "errors.py", "sparsity/policy.py", "sparsity/names.py", "sparsity/kinds.py", "sparsity/valid.py"),
 )
 
 

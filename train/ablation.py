@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from pallas_kernels.deltakv import Grid
-from sparsejax.cache.plan import Plan, cache_bytes
+from sparsejax.cache.plan import cache_bytes
 from sparsejax.models.loader import LoadedModel
-from train.calibrate import rates
+from train.calibrate import Rate, page_bytes, rates
 from train.collect import add_arguments, collect_from, load_layers
 from train.compressor import Settings, Trainer
 from train.sensitivity import sensitivities
@@ -55,8 +55,7 @@ def measure(model: LoadedModel, settings: Settings, out: Path, data: Any, metric
     """One row: bytes, and what is lost on the sequences held out."""
     trainer = Trainer(model, settings, out, data, held_out=held_out, metric=metric)
     trainer.run()
-    plan = Plan(settings.grid, settings.latent, settings.filter_layers, settings.filter_codec)
-    held = cache_bytes(model.config, plan, TOKENS)
+    held = cache_bytes(model.config, settings.plan, TOKENS)
     return {"latent": settings.latent, "share": held["total"] / held["dense"], **trainer.evaluate()}
 
 
@@ -80,7 +79,8 @@ def main() -> None:
     out = Path(args.out)
     model, _, facts = collect_from(args, out / "kv")
     data, metrics, path = load_layers(out / "kv"), {}, Path(args.json)
-    result = {"settings": vars(args), "base": dataclasses.asdict(BASE), "base_model": facts["base_model"]}
+    base = {name: value for name, value in dataclasses.asdict(BASE).items() if value is not None}
+    result = {"settings": vars(args), "base": base, "base_model": facts["base_model"]}
     rows = measured(path, result)
     for name, settings in variations(args.layer_steps, args.model_steps).items():
         if any(row["changed"] == name for row in rows):
@@ -91,8 +91,10 @@ def main() -> None:
         metric = metrics[sparse] if settings.sensitivity else None
         if name == RATES:
             first = Trainer(model, settings, out / "start", data, held_out=args.held_out, metric=metric)
-            chosen = rates(first.pairs, metric, settings.grid, CHOICES, BASE.latent)
-            settings = dataclasses.replace(settings, latent=chosen)
+            codec = BASE.grid.latents
+            budget = len(sparse) * page_bytes(model.config, BASE.grid, Rate(BASE.latent, codec))
+            chosen = rates(first.pairs, metric, model.config, [Rate(width, codec) for width in CHOICES], budget)
+            settings = dataclasses.replace(settings, latent=tuple(rate.width for rate in chosen.values()))
         row = measure(model, settings, out / name.replace(" ", "-"), data, metric, args.held_out)
         rows.append({"changed": name, **row})
         print(rows[-1], flush=True)

@@ -26,10 +26,10 @@ from train.history import CompressedHistory
 VISIBILITIES = ("dense", "sealed", "raw_prompt")
 
 
-@functools.partial(jax.jit, static_argnames=("config", "dtype", "grid", "codec"))
-def _right(config, dtype, grid, codec, params, layers, tokens, first, last, raw_until):  # noqa: ANN001
+@functools.partial(jax.jit, static_argnames=("config", "dtype", "grids", "codec"))
+def _right(config, dtype, grids, codec, params, layers, tokens, first, last, raw_until):  # noqa: ANN001
     """Whether tokens first + 1 .. last of a sequence [n] are each predicted, and how many of them are."""
-    history = CompressedHistory(layers, raw_until[None], grid, len(tokens), codec)
+    history = CompressedHistory(layers, raw_until[None], grids, len(tokens), codec)
     place = jnp.arange(len(tokens), dtype=jnp.int32)
     decoder = Decoder(config, dtype)
     hidden, _ = decoder.apply({"params": params}, SimpleNamespace(tokens=tokens, positions=place), history)
@@ -44,15 +44,16 @@ def exact_answers(
     tokenizer: Any,
     cell: Cell,
     layers: Sequence[Weights | None],
-    grid: Grid,
+    grids: Sequence[Grid],
     visibility: str,
     *,
     filter_codec: str = "int8",
 ) -> list[bool]:
-    """One outcome per request of the cell, by teacher forcing; see the module."""
+    """One outcome per request of the cell, by teacher forcing; see the module and `CompressedHistory`."""
     if visibility not in VISIBILITIES:
         raise ConfigError(f"visibility {visibility!r} is unknown; use one of {', '.join(VISIBILITIES)}")
-    length = -(-(cell.length + 32) // grid.page_size) * grid.page_size
+    size = grids[0].page_size
+    length = -(-(cell.length + 32) // size) * size
     outcomes = []
     for request in cell.requests:
         reply = tokenizer(request.turn.reply.rstrip(), add_special_tokens=False).input_ids
@@ -60,7 +61,7 @@ def exact_answers(
         last = len(request.token_ids) + len(reply) - 1
         tokens[: last + 1] = [*request.token_ids, *reply]
         raw_until = {"dense": length, "sealed": 0, "raw_prompt": request.compress_at}[visibility]
-        settings = (model.config, model.dtype, grid, filter_codec)
+        settings = (model.config, model.dtype, tuple(grids), filter_codec)
         scalars = (np.int32(len(request.token_ids) - 1), np.int32(last), np.int32(raw_until))
         outcomes.append(bool(_right(*settings, model.params, tuple(layers), tokens, *scalars)))
     return outcomes

@@ -27,7 +27,7 @@ import orbax.checkpoint as ocp
 from jaxtyping import Array, Float
 
 from pallas_kernels.deltakv import Grid, Weights
-from sparsejax.evaluation.plot import load_pyplot
+from sparsejax.cache.plan import Plan
 from sparsejax.models.decoder import Decoder
 from sparsejax.models.dense import DenseCausal
 from sparsejax.models.loader import LoadedModel
@@ -44,10 +44,10 @@ COLUMNS = ("step", "stage", "loss", "error", "divergence")
 class Settings:
     """What decides a run; a stage's rate warms up over `warmup` of its steps and falls to a tenth by a cosine.
 
-    `latent` is the width of every sparse layer, or one for each in their order (see `train.calibrate.rates`).
-    `reconstruction` weighs the error of reconstruction in stage ``model``, where the divergence has weight 1. With
-    `sensitivity` errors of vectors count by what they do to the model's answers (see `train.sensitivity`), without it
-    keys and values alike.
+    `latent` is the width of every sparse layer, or one for each in their order, and `codecs` how each stores it, if not
+    as the grid says (see `train.calibrate.rates`). `reconstruction` weighs the error of reconstruction
+    in stage ``model``, where the divergence has weight 1. With `sensitivity` errors of vectors count by what they do to
+    the model's answers (see `train.sensitivity`), without it keys and values alike.
     """
 
     grid: Grid = Grid()
@@ -69,21 +69,27 @@ class Settings:
     refit: bool = True
     sensitivity: bool = True
     seed: int = 0
+    codecs: tuple[str, ...] | None = None
 
-    def widths(self, names: Sequence[str]) -> dict[str, int]:
-        """Latent width of each sparse layer."""
-        each = (self.latent,) * len(names) if isinstance(self.latent, int) else self.latent
-        return dict(zip(names, each, strict=True))
+    @property
+    def plan(self) -> Plan:
+        """How the cache is stored."""
+        return Plan(self.grid, self.latent, self.filter_layers, self.filter_codec, self.groups, self.codecs)
+
+    def grids(self, layers: int) -> tuple[Grid, ...]:
+        """The grid of every layer, filter layers among them."""
+        sparse = self.plan.grids(layers)
+        return tuple(sparse.get(layer, self.grid) for layer in range(layers))
 
 
 def divergence(
-    params: dict[str, Weights], model: LoadedModel, settings: Settings, grid: Grid, tokens: Array, weights: Array
+    params: dict[str, Weights], model: LoadedModel, codec: str, grids: Sequence[Grid], tokens: Array, weights: Array
 ) -> tuple[Array, Array]:
     """Weighted KL of the next-token distributions of tokens [R, n] from those of dense attention, nats, where the
-    history is compressed; and the mean error of its layers."""
+    history is compressed on the layers' `grids`, that of filter layers in `codec`; and the mean error of its layers."""
     rows, length = tokens.shape
     layers = tuple(params.get(str(layer)) for layer in range(model.config.num_layers))
-    history = CompressedHistory(layers, jnp.zeros(rows, jnp.int32), grid, length, settings.filter_codec)
+    history = CompressedHistory(layers, jnp.zeros(rows, jnp.int32), tuple(grids), length, codec)
     batch = SimpleNamespace(tokens=tokens.reshape(-1), positions=jnp.tile(jnp.arange(length, dtype=jnp.int32), rows))
     decoder = Decoder(model.config, model.dtype)
 
@@ -95,11 +101,6 @@ def divergence(
     dense, (found, history) = read(DenseCausal.of(model.config, length))[0], read(history)
     apart = (jnp.exp(dense) * (dense - found)).sum(-1)
     return (apart * weights[:, 1:]).sum() / weights[:, 1:].sum(), jnp.mean(jnp.stack(history.losses))
-
-
-def trained_grid(settings: Settings) -> Grid:
-    """The grid of serving, its latents not rounded where training is to go without."""
-    return settings.grid if settings.rounding else dataclasses.replace(settings.grid, latents="none")
 
 
 class Trainer:
@@ -128,45 +129,48 @@ class Trainer:
         self.model, self.settings, self.out = model, settings, Path(out).absolute()
         self.tokens, self.weights = data[0][:-held_out], data[1][:-held_out]
         rest = tuple(jnp.asarray(part[-held_out:]) for part in data[:2])
-        sparse = [layer for layer in range(model.config.num_layers) if layer not in settings.filter_layers]
+        widths = settings.plan.widths(model.config.num_layers)
         if metric is None and settings.sensitivity:
-            metric = sensitivities(model, self.tokens, sparse, settings.groups, settings.seed)
-        names, made = list(map(str, sparse)), jax.jit(pairs_of, static_argnums=(1, 2))
+            metric = sensitivities(model, self.tokens, list(widths), settings.groups, settings.seed)
+        made, self.grids = jax.jit(pairs_of, static_argnums=(1, 2)), settings.grids(model.config.num_layers)
         self.pairs, self.held = {}, {}
-        for name in names:
+        for layer in widths:
+            name = str(layer)
             one = metric[name] if settings.sensitivity else None
-            found = made(data[2][int(name)], settings.grid, settings.groups, one)
+            found = made(data[2][layer], self.grids[layer], settings.groups, one)
             cut = len(found.tokens) * (len(data[0]) - held_out) // len(data[0])
             self.pairs[name], self.held[name] = found.part(slice(cut)), found.part(slice(cut, None))
         self.metric, inner = metric, settings.inner // settings.groups
         start = {
-            name: principal(self.pairs[name], width // settings.groups, inner, settings.seed)
-            for name, width in settings.widths(names).items()
+            str(layer): principal(self.pairs[str(layer)], width // settings.groups, inner, settings.seed)
+            for layer, width in widths.items()
         }
         self.params, self.frozen = self.spread.everywhere((start, model.params))
         self.best, self.score = self.params, np.float32(np.inf)
         self.optimizers = _optimizers(settings)
         self.state = self.optimizers[0].init(self.params)
         self.step, self.total = 0, settings.layer_steps + settings.model_steps
-        self.rest, grid = rest, trained_grid(settings)
+        self.rest, codec, trained = rest, settings.filter_codec, self.grids
+        if not settings.rounding:
+            trained = tuple(dataclasses.replace(grid, latents="none") for grid in trained)
 
         # Data and frozen weights are arguments: constants of a program would be folded, for minutes.
         def layer_loss(params: dict[str, Weights], frozen: Any, batch: dict[str, Pairs]) -> Array:
-            return mean_error(params, batch, grid)
+            return mean_error(params, {name: one.stored_as(trained[int(name)].latents) for name, one in batch.items()})
 
         def model_loss(params: dict[str, Weights], frozen: Any, batch: tuple[Array, Array]) -> Array:
-            apart, error = divergence(params, dataclasses.replace(model, params=frozen), settings, grid, *batch)
+            apart, error = divergence(params, dataclasses.replace(model, params=frozen), codec, trained, *batch)
             return apart + settings.reconstruction * error
 
         def held_divergence(params: dict[str, Weights], frozen: Any, rest: tuple[Array, Array]) -> Array:
             whole = dataclasses.replace(model, params=frozen)
 
             def one(pair: tuple[Array, Array]) -> Array:
-                return divergence(params, whole, settings, settings.grid, *(part[None] for part in pair))[0]
+                return divergence(params, whole, codec, self.grids, *(part[None] for part in pair))[0]
 
             return jax.lax.map(one, rest).mean()
 
-        self._mean_error = jax.jit(mean_error, static_argnums=2)
+        self._mean_error = jax.jit(mean_error)
         self._divergence = jax.jit(held_divergence)
         losses = (layer_loss, model_loss)
         self._stages = [_advance(*pair) for pair in zip(losses, self.optimizers, strict=True)]
@@ -226,14 +230,13 @@ class Trainer:
         return {"error": self._error(self.params), "divergence": float(apart)}
 
     def _error(self, params: dict[str, Weights]) -> float:
-        return float(self._mean_error(params, self.held, self.settings.grid))
+        return float(self._mean_error(params, self.held))
 
     def _end_layers(self) -> None:
         """The best of stage ``layers``, with g refitted where that helps, is the start of stage ``model``."""
         self.params = self.best
         if self.settings.refit:
-            grid = self.settings.grid
-            self.params = {name: refitted(one, self.pairs[name], grid) for name, one in self.best.items()}
+            self.params = {name: refitted(one, self.pairs[name]) for name, one in self.best.items()}
             if self._error(self.params) > self._error(self.best):
                 self.params = self.best
         # The stages' gradients differ in size by orders: moments of the first would throw the second.
@@ -278,21 +281,3 @@ def _optimizers(settings: Settings) -> tuple[optax.GradientTransformation, ...]:
         return optax.chain(optax.clip_by_global_norm(settings.clip), optax.adamw(rate, weight_decay=0.0))
 
     return stage(settings.rate, settings.layer_steps), stage(settings.model_rate, settings.model_steps)
-
-
-def draw(log: str | Path, path: str | Path) -> None:
-    """A picture of the losses in a run's ``log.csv``; needs matplotlib."""
-    pyplot = load_pyplot()
-    with Path(log).open() as file:
-        rows = [row for row in csv.DictReader(file)]
-    figure, axes = pyplot.subplots(figsize=(7, 4))
-    for name, label in (("error", "relative error"), ("divergence", "divergence from dense, nats")):
-        known = [(int(row["step"]), float(row[name])) for row in rows if row[name]]
-        axes.plot(*zip(*known, strict=True), "o-", label=f"held-out {label}")
-    axes.set_yscale("log")
-    axes.set_xlabel("step")
-    axes.legend()
-    axes.grid(alpha=0.3)
-    figure.tight_layout()
-    figure.savefig(path)
-    pyplot.close(figure)

@@ -55,6 +55,7 @@ class CompressedHistory:
 
     Attributes:
         layers: compressor weights per layer; None for filter layers, which are stored in `filter_codec`.
+        grids: of each layer; that of a filter layer says how long a page is.
         raw_until: for each sequence, queries before this position read everything raw (``raw_prompt``: the prompt's
             length; ``sealed``: 0).
         losses: relative errors of the sparse layers so far.
@@ -62,7 +63,7 @@ class CompressedHistory:
 
     layers: tuple[Weights | None, ...]
     raw_until: Int[Array, " B"]
-    grid: Grid = dataclasses.field(metadata={"static": True})
+    grids: tuple[Grid, ...] = dataclasses.field(metadata={"static": True})
     length: int = dataclasses.field(metadata={"static": True})
     filter_codec: str = dataclasses.field(default="int8", metadata={"static": True})
     losses: tuple[Array, ...] = ()
@@ -76,18 +77,18 @@ class CompressedHistory:
         batch: Any,
         rotate: Callable[[Array], Array],
     ) -> tuple[Float[Array, "T H D"], CompressedHistory]:
-        n, heads = self.length, k.shape[1]
+        n, heads, grid = self.length, k.shape[1], self.grids[layer]
         raw, losses = (rotate(k), v), self.losses
         if self.layers[layer] is None:
-            read = self._as_codes(*raw)
+            read = self._as_codes(*raw, grid.page_size)
         else:
             x = vectors(k, v, self.layers[layer]["g"].shape[0]).reshape(-1, n, *self._group_shape(layer))
-            again = jax.vmap(lambda one: reconstructed(self.layers[layer], self.grid, one, k.shape[2]))(x)
+            again = jax.vmap(lambda one: reconstructed(self.layers[layer], grid, one, k.shape[2]))(x)
             losses = (*losses, relative_error(again, x, k.shape[2]))
             keys, values = halves(again.reshape(-1, *again.shape[2:]), heads)
             read = rotate(keys), values
         place = jnp.arange(n)
-        page = place // self.grid.page_size
+        page = place // grid.page_size
         as_is = (page[:, None] == page) | (place < self.raw_until[:, None])[:, :, None]
         out = _attend(rotate(q), raw, read, as_is[:, None, None], n)
         return out, dataclasses.replace(self, losses=losses)
@@ -95,9 +96,8 @@ class CompressedHistory:
     def _group_shape(self, layer: int) -> tuple[int, int]:
         return self.layers[layer]["g"].shape[:2]
 
-    def _as_codes(self, k: Array, v: Array) -> tuple[Array, Array]:
+    def _as_codes(self, k: Array, v: Array, size: int) -> tuple[Array, Array]:
         """Keys per channel of a page, values per token; the open page raw."""
-        size = self.grid.page_size
         whole = self.length // size * size
         if not whole:
             return k, v

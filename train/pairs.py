@@ -17,12 +17,17 @@ from train.spread import Spread
 
 @dataclasses.dataclass(frozen=True)
 class Pairs:
-    """One layer's tokens that are no centers and their bases, by page, and the `root` S of the metric |S e|^2 in which
-    their errors e count."""
+    """One layer's tokens that are no centers and their bases, by page, the `root` S of the metric |S e|^2 in which
+    their errors e count, and the grid that they are coded on."""
 
     tokens: Float[Array, "S O A W"]
     bases: Float[Array, "S O A W"]
     root: Float[Array, "A W W"]
+    grid: Grid
+
+    def stored_as(self, codec: str) -> Pairs:
+        """The same, their latents in another codec: references depend on centers alone."""
+        return dataclasses.replace(self, grid=dataclasses.replace(self.grid, latents=codec))
 
     def part(self, chosen: Any) -> Pairs:
         """Those of some pages."""
@@ -31,10 +36,10 @@ class Pairs:
     def over(self, spread: Spread) -> Pairs:
         """The same with its pages cut among devices."""
         tokens, bases = spread.split((self.tokens, self.bases))
-        return Pairs(tokens, bases, spread.everywhere(self.root))
+        return Pairs(tokens, bases, spread.everywhere(self.root), self.grid)
 
 
-jax.tree_util.register_dataclass(Pairs, ["tokens", "bases", "root"], [])
+jax.tree_util.register_dataclass(Pairs, ["tokens", "bases", "root"], ["grid"])
 
 
 def pairs_of(kept: np.ndarray, grid: Grid, groups: int, metric: Float[Array, "A W W"] | None = None) -> Pairs:
@@ -53,7 +58,8 @@ def pairs_of(kept: np.ndarray, grid: Grid, groups: int, metric: Float[Array, "A 
 
     found = jax.lax.map(one, jnp.asarray(kept[:, :whole], jnp.float32))
     tokens, bases = (leaf.reshape(-1, *leaf.shape[2:]) for leaf in found)
-    return Pairs(tokens, bases, by_spread(tokens - bases, head_dim) if metric is None else root(metric))
+    measure = by_spread(tokens - bases, head_dim) if metric is None else root(metric)
+    return Pairs(tokens, bases, measure, grid)
 
 
 def shapes(width: int, latent: int, inner: int, groups: int) -> dict[str, tuple[int, ...]]:
@@ -91,19 +97,19 @@ def principal(pairs: Pairs, latent: int, inner: int, seed: int) -> Weights:
     }
 
 
-def latents(weights: Weights, pairs: Pairs, grid: Grid) -> Float[Array, "S O A C"]:
+def latents(weights: Weights, pairs: Pairs) -> Float[Array, "S O A C"]:
     """z of pairs as stored."""
-    return stored_latents(compress(weights, pairs.tokens) - compress(weights, pairs.bases), grid)
+    return stored_latents(compress(weights, pairs.tokens) - compress(weights, pairs.bases), pairs.grid)
 
 
-def squared_error(weights: Weights, pairs: Pairs, grid: Grid) -> Array:
+def squared_error(weights: Weights, pairs: Pairs) -> Array:
     """Squared error of tokens that are read back in the metric of the pairs, mean over tokens."""
-    return _size(expand(weights, latents(weights, pairs, grid)) + pairs.bases - pairs.tokens, pairs)
+    return _size(expand(weights, latents(weights, pairs)) + pairs.bases - pairs.tokens, pairs)
 
 
-def pair_error(weights: Weights, pairs: Pairs, grid: Grid) -> Array:
+def pair_error(weights: Weights, pairs: Pairs) -> Array:
     """`squared_error` over the spread of the tokens."""
-    return squared_error(weights, pairs, grid) / _size(pairs.tokens - pairs.tokens.mean((0, 1)), pairs)
+    return squared_error(weights, pairs) / _size(pairs.tokens - pairs.tokens.mean((0, 1)), pairs)
 
 
 def _size(vectors: Float[Array, "S O A W"], pairs: Pairs) -> Array:
@@ -111,6 +117,6 @@ def _size(vectors: Float[Array, "S O A W"], pairs: Pairs) -> Array:
     return jnp.square(jnp.einsum("awx,soax->soaw", pairs.root, vectors)).sum((-2, -1)).mean()
 
 
-def mean_error(params: dict[str, Weights], pairs: dict[str, Pairs], grid: Grid) -> Array:
+def mean_error(params: dict[str, Weights], pairs: dict[str, Pairs]) -> Array:
     """`pair_error`, mean over layers."""
-    return jnp.mean(jnp.stack([pair_error(params[name], pairs[name], grid) for name in params]))
+    return jnp.mean(jnp.stack([pair_error(params[name], pairs[name]) for name in params]))

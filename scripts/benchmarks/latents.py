@@ -35,8 +35,7 @@ def plan_of(compressor: Any, num_layers: int) -> Any:
     """How a model's layers store pages under a compressor."""
     from sparsejax.cache.plan import Plan
 
-    shapes = {layer: weights["g"].shape for layer, weights in compressor.layers.items()}
-    return Plan.of(compressor.grid, shapes, num_layers)
+    return Plan.of(*compressor.facts, num_layers)
 
 
 def within(pools: Any, grid: Any, tokens: int) -> Any:

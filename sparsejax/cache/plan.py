@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax.numpy as jnp
 import numpy as np
@@ -23,6 +23,7 @@ class Plan:
     Attributes:
         grid: of the sparse layers.
         latents: width of the whole latent, over all head groups; one for all sparse layers, or one for each.
+        codecs: of latents, one for each sparse layer; None where all have that of the grid.
         filter_layers: the others: they hold all tokens in `filter_codec` and select.
         filter_codec: ``int4``, ``int8``, ``fp8`` or ``dense``.
         groups: head groups that are compressed apart.
@@ -33,12 +34,19 @@ class Plan:
     filter_layers: Collection[int]
     filter_codec: str = "int4"
     groups: int = 1
+    codecs: tuple[str, ...] | None = None
 
     @classmethod
     def of(
-        cls, grid: Grid, shapes: Mapping[int, tuple[int, ...]], num_layers: int, filter_codec: str | None = None
+        cls,
+        grid: Grid,
+        shapes: Mapping[int, tuple[int, ...]],
+        codecs: Mapping[int, str],
+        num_layers: int,
+        filter_codec: str | None = None,
     ) -> Plan:
-        """That of a compressor whose g has `shapes` [A, W, C] by layer; layers that it leaves out filter."""
+        """That of a compressor whose g has `shapes` [A, W, C] by layer, and whose latents have `codecs` by layer, those
+        of the grid where it names none; layers that it leaves out filter."""
         filters = tuple(layer for layer in range(num_layers) if layer not in shapes)
         latents = tuple(shapes[layer][0] * shapes[layer][2] for layer in sorted(shapes))
         groups = {shape[0] for shape in shapes.values()}
@@ -47,15 +55,24 @@ class Plan:
                 f"a compressor needs layers of 0 to {num_layers - 1}, all with as many head groups; got layers "
                 f"{sorted(shapes)} with {sorted(groups)}"
             )
-        return cls(grid, latents, filters, filter_codec or "int4", groups.pop())
+        stored = tuple(codecs.get(layer, grid.latents) for layer in sorted(shapes)) if codecs else None
+        return cls(grid, latents, filters, filter_codec or "int4", groups.pop(), stored)
 
     def widths(self, layers: int) -> dict[int, int]:
         """Latent width of each sparse layer."""
+        return self._each(layers, self.latents, "latent widths")
+
+    def grids(self, layers: int) -> dict[int, Grid]:
+        """The grid of each sparse layer, with the codec of its latents."""
+        codecs = self._each(layers, self.codecs or self.grid.latents, "latent codecs")
+        return {layer: replace(self.grid, latents=codec) for layer, codec in codecs.items()}
+
+    def _each[Fact](self, layers: int, given: Fact | tuple[Fact, ...], what: str) -> dict[int, Fact]:
         sparse = [layer for layer in range(layers) if layer not in self.filter_layers]
-        widths = (self.latents,) * len(sparse) if isinstance(self.latents, int) else self.latents
-        if len(widths) != len(sparse):
-            raise ConfigError(f"{len(sparse)} sparse layers need as many latent widths; got {len(widths)}")
-        return dict(zip(sparse, widths, strict=True))
+        each = given if isinstance(given, tuple) else (given,) * len(sparse)
+        if len(each) != len(sparse):
+            raise ConfigError(f"{len(sparse)} sparse layers need as many {what}; got {len(each)}")
+        return dict(zip(sparse, each, strict=True))
 
     def group(
         self, cfg: DecoderConfig, dtype: np.dtype, num_pages: int, num_rows: int, platform: str = "cpu"
@@ -64,7 +81,7 @@ class Plan:
         size, dtype = self.grid.page_size, jnp.dtype(dtype)
         dense = dense_group(cfg, size, dtype, num_pages, platform)
         plain = dense_group(cfg, size, dtype, num_rows + 1).layout
-        widths, layouts = self.widths(cfg.num_layers), []
+        widths, grids, layouts = self.widths(cfg.num_layers), self.grids(cfg.num_layers), []
         for layer in dense.layers:
             made: Layout = dense.layout
             if layer in widths:
@@ -72,7 +89,7 @@ class Plan:
                 if widths[layer] % self.groups:
                     raise ConfigError(f"a latent of {widths[layer]} does not divide into {self.groups} head groups")
                 latent = widths[layer] // self.groups
-                pages = DeltaPages(self.grid, cfg.rope, *shape, latent, self.groups, dtype, platform)
+                pages = DeltaPages(grids[layer], cfg.rope, *shape, latent, self.groups, dtype, platform)
                 made = CodedLayout(pages, plain)
             elif self.filter_codec != "dense":
                 made = CodedLayout.of(dense.layout, self.filter_codec, num_rows, platform)

@@ -78,6 +78,10 @@ class PrefixCache:
         """Ids of the leading pages that are cached. They may be taken until the caller shares them."""
         return [page.page for page in takewhile(bool, map(self._pages.get, hashes))]
 
+    def name_of(self, page: int) -> bytes | None:
+        """The hash of a page, if it is cached."""
+        return self._hashes.get(page)
+
     def partial(self, parent: bytes, tokens: Sequence[int]) -> tuple[int, int]:
         """The page after `parent` that begins with the most of `tokens`, and how many; (0, 0) if none does."""
         candidates = self._children.get((parent, tokens[0]), {}) if tokens else {}
@@ -87,7 +91,7 @@ class PrefixCache:
     def insert(self, parent: bytes, hash: bytes, tokens: Sequence[int], page: int, owned: bool = False) -> bool:
         """Caches a full page after `parent`, the root or a cached page that the caller reads too.
 
-        An `owned` page is no partial hit of anybody, and one without `tokens` does not go to the tiers below.
+        An `owned` page is no partial hit of anybody; it may come without `tokens`.
 
         Returns:
             False if another page holds this already; nothing changes then.
@@ -103,7 +107,7 @@ class PrefixCache:
 
     def _forget(self, pages: list[int]) -> None:
         leaving = [self._pages.pop(self._hashes.pop(page)) for page in pages]
-        self.on_evict([(cached.hash, cached.page) for cached in leaving if cached.tokens])
+        self.on_evict([(cached.hash, cached.page) for cached in leaving])
         for cached in leaving:
             place = cached.parent, *cached.tokens[:1]
             siblings = self._children.get(place, {})

@@ -27,10 +27,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the first document (default: 0)")
     group.add_argument(
         "--presets", nargs="+", type=options.parse_value, metavar="NAME|JSON",
-        help="sparsity presets, or mappings such as '{\"preset\": \"turbo\", \"interval\": 1}' (default: all "
-        "that need no training)",
+        help="sparsity presets, some joined by + (snapkv+int4, keydiff:0.5+quest:0.25+int8: at most one of what stays, "
+        "what is read and how it is stored, each with a budget where wanted), or mappings such as '{\"preset\": "
+        "\"turbo\", \"interval\": 1}' (default: all presets that need no training)",
     )  # fmt: skip
-    group.add_argument("--budgets", nargs="+", metavar="B", help="tokens (2048) or share of prompt (0.25)")
+    group.add_argument(
+        "--budgets", nargs="+", metavar="B", help="tokens (2048) or share of prompt (0.25), for what names none"
+    )
     group.add_argument("--every-cell", action="store_true", help="all presets serve what dense has not learned, too")
     group.add_argument("--json", metavar="FILE", help="write everything that was measured")
     group.add_argument("--plot", metavar="FILE", help="draw accuracy against KV bytes (needs matplotlib)")
@@ -43,7 +46,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from sparsejax.evaluation import plot
-    from sparsejax.evaluation.policies import ANY_MODEL, make_policies, parse_budget
+    from sparsejax.evaluation.policies import ANY_MODEL, make_policies
+    from sparsejax.sparsity.names import parse_budget
 
     budgets = args.budgets or (QUICK_BUDGETS if args.quick else BUDGETS)
     policies = make_policies(args.presets or ANY_MODEL, map(parse_budget, budgets))

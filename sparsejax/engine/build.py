@@ -74,8 +74,7 @@ def build_core(config: EngineConfig, model: LoadedModel | None = None, tokenizer
         measured = functools.cache(functools.partial(read_filters, model))
         settled = functools.partial(with_filters, measured=measured)
     else:
-        shapes = {layer: weights["g"].shape for layer, weights in compressor.layers.items()}
-        plan = Plan.of(compressor.grid, shapes, model.config.num_layers, policies[0].filter_codec)
+        plan = Plan.of(*compressor.facts, model.config.num_layers, policies[0].filter_codec)
         settled = functools.partial(SparsityConfig.within, filters=plan.filter_layers)
     policies = tuple(map(settled, policies))
     if config.weight_memory_bytes:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from secrets import token_hex
+from dataclasses import replace
+from secrets import token_bytes, token_hex
 from typing import TYPE_CHECKING, Any
 
 from sparsejax.cache.allocator import PageAllocator
+from sparsejax.cache.prefix import HASH_BYTES, PrefixCache
+from sparsejax.engine.conversation import Conversation
 from sparsejax.engine.params import SamplingParams
 from sparsejax.engine.prompts import Prompt
 from sparsejax.engine.sequence import Sequence
@@ -18,6 +20,7 @@ from sparsejax.errors import ConversationError
 
 if TYPE_CHECKING:
     from sparsejax.engine.saved_row import SavedRow
+    from sparsejax.engine.tiers import PageTiers
 
 MOST_GONE = 1000
 """Conversations that are gone of which it is known why."""
@@ -25,75 +28,10 @@ EXPIRED = "nobody continued it within its keep_alive"
 DECIDED = "Its first turn has decided that."
 
 
-@dataclass(eq=False)
-class Conversation:
-    """The state after a turn, which never changes: a continuation reads its pages and writes to its own.
-
-    Attributes:
-        key: its salt and its name: requests with another salt do not find it.
-        tokens: all that was said, `num_prompt` tokens before the newest answer.
-        text: the prompt of the newest turn, if it was given as text.
-        sparsity: the policy of the first turn as its request gave it, and `compress_at`: tokens after which that
-            policy compressed the cache.
-        tables: pages by cache group; None once they are given up.
-        row: what the sequence held besides its pages, where the next turn needs it.
-        num_computed, shifts, evict_at: as of `Sequence`.
-        counted: attention is counted in its pages, so that a continuation has to have them for itself.
-        until: when it expires, if nobody continues it.
-        busy: a request continues it.
-        lost: why its pages were given up.
-    """
-
-    key: tuple[str | None, str]
-    tokens: list[int]
-    num_prompt: int
-    text: str | None
-    sparsity: Any
-    compress_at: int
-    tables: list[list[int]] | None
-    row: SavedRow | None
-    num_computed: int
-    shifts: list[int]
-    evict_at: int | None
-    counted: bool
-    until: float
-    busy: bool = False
-    lost: str = ""
-
-    @property
-    def num_pages(self) -> int:
-        """Pages that it holds; what it keeps of a row counts as one."""
-        return 0 if self.tables is None else sum(map(len, self.tables)) + (self.row is not None)
-
-    def extended_by(self, prompt: Prompt, tokenizer: Any = None) -> Prompt:
-        """`prompt`, which begins with all that was said, token for token or as one text.
-
-        Raises:
-            ConversationError: it begins with something else.
-        """
-        known, given = self.tokens, prompt.token_ids
-        if given[: len(known)] == known:
-            return prompt
-        if self.text is not None and prompt.text is not None and tokenizer is not None:
-            answer = tokenizer.decode(
-                known[self.num_prompt :], skip_special_tokens=False, clean_up_tokenization_spaces=False
-            )
-            if prompt.text.startswith(self.text + answer):
-                rest = prompt.text[len(self.text + answer) :]
-                return replace(prompt, token_ids=known + tokenizer.encode(rest, add_special_tokens=False))
-        at = next((i for i, (a, b) in enumerate(zip(known, given, strict=False)) if a != b), len(given))
-        raise ConversationError(
-            f"the prompt does not extend conversation {self.key[1]!r}: it has the first {at} of its {len(known)} "
-            "tokens. Send the prompt and the answer of the last turn, token for token or as one text, and then what "
-            "is new; or leave conversation out, and all of it is computed.",
-            parameter="prompt",
-            value=at,
-            code="conversation_mismatch",
-        )
-
-
 class Conversations:
     """Keeps at most `max_pages` pages of all groups, the conversation that was used last longest ago goes first.
+
+    What gives way goes to the tiers below, if there are any, and comes back with the next turn.
 
     Args:
         whole_pages: open pages are not in the pools: full ones are kept, and `Conversation.row` where there is one.
@@ -107,11 +45,14 @@ class Conversations:
         whole_pages: bool,
         max_pages: int | None = None,
         clock: Callable[[], float] = time.monotonic,
+        cache: PrefixCache | None = None,
+        tiers: PageTiers | None = None,
     ):
         self.max_pages = sum(each.capacity for each in allocators) // 2 if max_pages is None else max_pages
         self.num_pages = 0
         self.counters: Counter[str] = Counter()
         self.clock = clock
+        self._cache, self._tiers = cache, tiers
         self._allocators, self._page_size, self._whole_pages = allocators, page_size, whole_pages
         self._kept: OrderedDict[tuple[str | None, str], Conversation] = OrderedDict()
         self._gone: OrderedDict[tuple[str | None, str], str] = OrderedDict()
@@ -143,8 +84,14 @@ class Conversations:
                 value=key[1],
                 code="conversation_busy",
             )
-        if found is None or found.until <= self.clock():
-            why = self._gone.get(key, "it was never kept here, or is gone for long") if found is None else EXPIRED
+        why = ""
+        if found is None:
+            why = self._gone.get(key, "it was never kept here, or is gone for long")
+        elif found.until <= self.clock():
+            why = EXPIRED
+        elif found.below and not all(map(self._tiers.holds, found.below)):
+            why = "main memory and disk have no room for its pages any more"
+        if why:
             raise ConversationError(
                 f"conversation {key[1]!r} is not kept: {why}. Leave conversation out to have all of it computed.",
                 parameter="conversation",
@@ -174,7 +121,7 @@ class Conversations:
 
     def begin(self, past: Conversation, sequence: Sequence) -> None:
         """`sequence`, new and not queued, goes on from `past`."""
-        for allocator, pages in zip(self._allocators, past.tables, strict=True):
+        for allocator, pages in zip(self._allocators, past.tables or ((),) * len(self._allocators), strict=True):
             allocator.share(pages)
         sequence.resume(past)
         past.busy = True
@@ -213,7 +160,8 @@ class Conversations:
         if past is not None:
             self._remove(past)
         while self.num_pages + new.num_pages > self.max_pages:
-            self._drop(self._with_pages()[0], "newer ones took its pages (conversation_pages)")
+            first = min((each for each in self._by_use() if each.num_pages), key=lambda each: each.tables is None)
+            self._move_out(first, "newer ones took its pages (conversation_pages)")
         self._kept[new.key] = new
         self.num_pages += new.num_pages
         self.counters["kept"] += 1
@@ -227,7 +175,7 @@ class Conversations:
         past.busy = False
         if ended:
             self._remove(past, "its last turn was not kept")
-        elif past.tables is None:
+        elif past.lost:
             self._remove(past, past.lost)
 
     def expire(self) -> None:
@@ -249,7 +197,7 @@ class Conversations:
         Returns:
             whether one was given up.
         """
-        held = self._with_pages()
+        held = [each for each in self._by_use() if each.tables is not None]
         if wanted is not None:
             for group, (allocator, count) in enumerate(zip(self._allocators, wanted, strict=True)):
                 pages = [page for each in held for page in each.tables[group]]
@@ -257,13 +205,37 @@ class Conversations:
                     return False
         for each in held:
             if unshare or any(a.num_freed_by(p) for a, p in zip(self._allocators, each.tables, strict=True)):
-                self._drop(each, "running requests needed its pages")
+                self._move_out(each, "running requests needed its pages")
                 return True
         return False
 
-    def _with_pages(self) -> list[Conversation]:
-        """Those that have pages, in the order in which they give them up."""
-        return sorted((each for each in self if each.tables is not None), key=lambda each: each.busy)
+    def close(self) -> None:
+        """Ends all of them."""
+        for each in list(self):
+            self._remove(each, "the engine has stopped")
+
+    def _by_use(self) -> list[Conversation]:
+        """All, in the order in which they give up their pages."""
+        return sorted(self, key=lambda each: each.busy)
+
+    def _move_out(self, each: Conversation, why: str) -> None:
+        """Takes a conversation off the device: its pages go below if they can, or it is given up."""
+        room = 0 if self._tiers is None or each.counted or each.tables is None else self._tiers.num_pages
+        pages = each.tables[0] if room else []
+        if not 0 < len(pages) <= room:
+            self._drop(each, why)
+            return
+        lowered = [one for one in self if one.below]
+        while len(pages) + sum(len(one.below) for one in lowered) > room:
+            self._drop(lowered.pop(0), "newer ones took its room in main memory and on the disk")
+        names = [self._cache.name_of(page) for page in pages]
+        each.own = [token_bytes(HASH_BYTES) for name in names if name is None]
+        own = iter(each.own)
+        each.below = [name or next(own) for name in names]
+        self._tiers.write_back(list(zip(each.below, pages, strict=True)))
+        self.num_pages -= len(pages)
+        self._let_go(each)
+        self.counters["lowered"] += 1
 
     def _drop(self, each: Conversation, why: str) -> None:
         """Gives a conversation up; while a request continues it, its pages only."""
@@ -283,9 +255,15 @@ class Conversations:
                 self._gone.popitem(last=False)
 
     def _give_up(self, each: Conversation, why: str) -> None:
-        if each.tables is None:
+        if each.lost:
             return
         self.num_pages -= each.num_pages
-        for allocator, pages in zip(self._allocators, each.tables, strict=True):
+        self._let_go(each)
+        if each.own:
+            self._tiers.discard(each.own)
+        each.row, each.lost, each.below = None, why, []
+
+    def _let_go(self, each: Conversation) -> None:
+        for allocator, pages in zip(self._allocators, each.tables or (), strict=each.tables is not None):
             allocator.release(pages)
-        each.tables, each.row, each.lost = None, None, why
+        each.tables = None

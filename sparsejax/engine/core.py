@@ -155,7 +155,7 @@ class EngineCore:
         self._trackers[request_id] = tracker
         first, *rest = (choice.sequence for choice in tracker.choices)
         if past is not None:
-            self.scheduler.conversations.begin(past, first)
+            self.scheduler.resume(past, first)
         self.scheduler.add(first)
         if eviction is not None:  # each sample observes its own queries, so each computes the prompt
             for sequence in rest:
@@ -164,6 +164,10 @@ class EngineCore:
             self._forks[first] = rest
         self.counters["requests"] += 1
         self.counters["prompt_tokens"] += len(prompt.token_ids)
+
+    def policy_of(self, params: SamplingParams, num_prompt: int) -> SparsityConfig:
+        """The policy under which a request with so many prompt tokens runs, with the model's own filter layers."""
+        return self._policies.of(params, num_prompt)
 
     def check(self, prompt: Prompt, params: SamplingParams) -> None:
         """Raises what `add` would raise for this prompt and these parameters, and queues nothing."""
@@ -287,6 +291,7 @@ class EngineCore:
             logger.warning("the last step failed: %s", error)
             self._in_flight = None
         if self.tiers is not None:
+            self.scheduler.conversations.close()
             self.tiers.close([(cached.hash, cached.page) for cached in self.scheduler.prefixes.cache])
 
     def _dispatch(self, plan: StepPlan) -> _InFlight | None:

@@ -32,6 +32,7 @@ class Policies:
         self.default = declared[0]
         self.selector = selector
         self.num_layers = num_layers
+        self._longest = max_model_len
         self._settled = settled
         for policy in declared:
             policy.layer_roles(num_layers)
@@ -91,7 +92,7 @@ class Policies:
             return f"{f'eviction by {offered}' if offered else 'no eviction'}, not by {asked}"
         if keep.beta > 1 and len(self._bands) < min(MOST_CLASSES, self.num_layers):
             return f"budgets that are the same in every layer, not beta={keep.beta:g}"
-        if eviction and max(eviction.kept) > self._most_kept:
+        if eviction and eviction.at <= self._longest and max(eviction.kept) > self._most_kept:
             return f"eviction down to at most {self._most_kept} tokens, not {max(eviction.kept)}"
         if policy.kind is ALL:
             return None

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from sparsejax.cache.allocator import PageAllocator
 from sparsejax.cache.prefix import PrefixCache
+from sparsejax.engine.conversation import Conversation
 from sparsejax.engine.conversations import Conversations
 from sparsejax.engine.plan import Chunk, Cut, StepPlan
 from sparsejax.engine.prefixes import Prefixes
@@ -60,8 +61,8 @@ class Scheduler:
         self.allocators = allocators
         self.prefixes = Prefixes(cache, self.allocator, copies=not limits.share_whole_pages)
         kept = limits.share_whole_pages, limits.conversation_pages
-        self.conversations = Conversations(allocators, limits.page_size, *kept)
-        self.restores = Restores(self.prefixes, tiers) if tiers else None
+        self.conversations = Conversations(allocators, limits.page_size, *kept, cache=cache, tiers=tiers)
+        self.restores = Restores(self.prefixes, tiers, self.conversations.give_way) if tiers else None
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
         self.num_preemptions = 0
@@ -79,6 +80,12 @@ class Scheduler:
     def add(self, sequence: Sequence) -> None:
         sequence.status = Status.WAITING
         bisect.insort(self.waiting, sequence, key=_order)
+
+    def resume(self, past: Conversation, sequence: Sequence) -> None:
+        """`sequence`, new and not queued, goes on from `past`, whose pages come back if they are below."""
+        self.conversations.begin(past, sequence)
+        if past.below:
+            self.restores.bring(sequence, past.below)
 
     def fork(self, parent: Sequence, children: Iterable[Sequence]) -> None:
         """Queues `children`, which continue the parent's prompt and read its pages until they write.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from sparsejax.sparsity.eviction import Eviction
 
 if TYPE_CHECKING:
-    from sparsejax.engine.conversations import Conversation
+    from sparsejax.engine.conversation import Conversation
     from sparsejax.engine.saved_row import SavedRow
 
 PENDING = -1
@@ -96,9 +96,9 @@ class Sequence:
         self.saved_row = None
 
     def resume(self, past: Conversation) -> None:
-        """It starts from the pages of `past`, which it reads from now."""
+        """It starts from the pages of `past`, which it reads from now, or will once they have come back."""
         self.past, self.saved_row = past, past.row
-        self.tables = [list(pages) for pages in past.tables]
+        self.tables = [[] for _ in self.tables] if past.tables is None else [list(pages) for pages in past.tables]
         self.num_computed = self.num_cached = past.num_computed
         self.shifts, self.evict_at = list(past.shifts), past.evict_at
         self.publishes = past.num_computed == 0  # answers are in its pages, and evictions may have been

@@ -11,7 +11,7 @@ from sparsejax.engine.reads import recall_stats
 
 def engine_stats(core: EngineCore) -> dict[str, int | float]:
     """Live pages and bytes, queue lengths and totals since start. Idle pages are free ones that the prefix cache uses
-    until somebody needs them."""
+    until somebody needs them. Pages that decode steps hold and read are means over layers and KV heads."""
     scheduler, runner, kept = core.scheduler, core.runner, core.scheduler.conversations
     allocators, groups = scheduler.allocators, runner.state.kv.groups
     whole = CacheGroup.of_all(groups)
@@ -39,6 +39,8 @@ def engine_stats(core: EngineCore) -> dict[str, int | float]:
         "decode_queries": core.counters["decode_queries"],
         "decode_held_bytes": read_bytes("held"),
         "decode_read_bytes": read_bytes("read"),
+        "decode_pages_held": core.counters["decode_tiles_held"] / whole.page_tiles,
+        "decode_pages_read": core.counters["decode_tiles_read"] / whole.page_tiles,
         "lists_by_top_p": core.counters["lists_by_top_p"],
         "lists_at_budget": core.counters["lists_at_budget"],
         "recall_checks": core.counters["recall_checks"],
@@ -50,7 +52,7 @@ def engine_stats(core: EngineCore) -> dict[str, int | float]:
         "kv_idle_pages": sum(each.num_idle for each in allocators),
         "kv_kept_pages": kept.num_pages,
         "num_conversations": len(kept),
-        **{f"conversations_{name}": kept.counters[name] for name in ("kept", "continued", "dropped")},
+        **{f"conversations_{name}": kept.counters[name] for name in ("kept", "continued", "lowered", "dropped")},
         "continued_tokens": core.counters["continued_tokens"],
         "kv_live_bytes": sum(live.values()) + len(scheduler.running) * whole.row_bytes,
         **{f"kv_codec_{codec}_bytes": size for codec, size in live.items()},

@@ -20,7 +20,7 @@ from sparsejax.cache.tiers.store import TieredStore
 from sparsejax.config import EngineConfig
 from sparsejax.engine.costs import Costs
 from sparsejax.engine.transfer import BUCKETS, Saved, Transfers
-from sparsejax.errors import CapacityError
+from sparsejax.errors import CapacityError, ConfigError
 
 if TYPE_CHECKING:
     from sparsejax.engine.runner import Runner
@@ -63,6 +63,17 @@ class PageTiers:
     def holds(self, hash: bytes) -> bool:
         """Whether a page is here or on its way."""
         return self._where(hash) is not None
+
+    @property
+    def num_pages(self) -> int:
+        """Pages for which there is room."""
+        disk = self.store.disk
+        return (self.store.host.max_bytes + (disk.max_bytes if disk else 0)) // self.transfers.page_bytes
+
+    def discard(self, hashes: Sequence[bytes]) -> None:
+        """Forgets pages that nobody will ask for again, those on their way here included."""
+        if hashes:
+            self._mover.submit(self.store.discard, tuple(hashes))
 
     def worthwhile(self, hashes: Sequence[bytes]) -> int:
         """How many leading pages of `hashes` are here and sooner brought back than computed."""
@@ -159,11 +170,17 @@ def make_tiers(config: EngineConfig, runner: Runner, settings: Any) -> PageTiers
         settings: all that decides what pages of given tokens hold, beside weights and programs; its text counts.
 
     Raises:
+        ConfigError: the device has no pinned host memory.
         CapacityError: a budget holds not one page.
         StoreError: the directory cannot be used.
     """
     if not (config.host_kv_bytes or config.disk_kv_path):
         return None
+    if "pinned_host" not in {memory.kind for memory in jax.local_devices()[0].addressable_memories()}:
+        raise ConfigError(
+            f"host_kv_bytes and disk_kv_path need pinned host memory, which JAX has not for {jax.default_backend()!r}: "
+            "leave both out."
+        )
     transfers = Transfers(runner)
     for name, size in (("host_kv_bytes", config.host_kv_bytes), ("disk_kv_bytes", config.disk_kv_bytes)):
         needed = transfers.page_bytes + (HEADER_BYTES if name == "disk_kv_bytes" else 0)
@@ -174,7 +191,7 @@ def make_tiers(config: EngineConfig, runner: Runner, settings: Any) -> PageTiers
     require_checksums()
     identity = _identity(runner.params, transfers, settings)
     disk = DiskTier(config.disk_kv_path, config.disk_kv_bytes, identity)
-    return PageTiers(transfers, TieredStore(config.host_kv_bytes, disk), identity)
+    return PageTiers(transfers, TieredStore(config.host_kv_bytes, disk, promote=transfers.pin), identity)
 
 
 def _identity(params: Any, transfers: Transfers, settings: Any) -> str:

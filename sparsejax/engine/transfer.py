@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import SingleDeviceSharding
 from jaxtyping import Array, Int, Shaped
 
 from sparsejax.cache.tiers.host import Payload
@@ -21,10 +22,13 @@ if TYPE_CHECKING:
 BUCKETS = (1, 4, 16)
 """Pages that one program call moves; what is missing is filled up with the dump page."""
 
+type Parts = tuple[Shaped[Array, "A ..."], ...]
+"""The arrays of one page, one of each kind."""
+
 
 @dataclass(frozen=True)
-class _Kind:
-    """The per-page arrays of one shape and dtype: they travel as one array ``[pages, arrays, ...]``.
+class Kind:
+    """The per-page arrays of one shape and dtype: of a page they travel as one array ``[arrays, ...]``.
 
     Attributes:
         leaves: their places among all per-page arrays.
@@ -43,31 +47,46 @@ class _Kind:
         return int(np.prod(self.page_shape)) * self.dtype.itemsize
 
 
+class PinnedPage:
+    """A page in pinned host memory, from where a device reads it without a copy in between: an array of each kind.
+
+    As an array of NumPy it is all of its bytes in one run.
+    """
+
+    def __init__(self, parts: tuple[Array, ...]):
+        self.parts = parts
+        self.nbytes = sum(part.nbytes for part in parts)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.concatenate([np.asarray(part).reshape(-1).view(np.uint8) for part in self.parts])
+
+
 class Saved:
     """Pages on their way to the host: what the device does next to them changes nothing here."""
 
-    def __init__(self, batches: list[tuple[int, tuple[Array, ...]]]):
-        self._batches = batches
-        for array in jax.tree.leaves([arrays for _, arrays in batches]):
-            array.copy_to_host_async()
+    def __init__(self, pages: list[PinnedPage]):
+        self._pages = pages
 
-    def payloads(self) -> list[Payload]:
-        """Waits for the bytes of every page, in the order of the page ids; each payload owns its memory."""
-        return [page for count, arrays in self._batches for page in _pack([np.asarray(a) for a in arrays], count)]
+    def payloads(self) -> list[PinnedPage]:
+        """Waits until every page is there, in the order of the page ids."""
+        jax.block_until_ready([page.parts for page in self._pages])
+        return self._pages
 
 
 class Transfers:
     """Reads pages out of the pools of a runner and writes them back in place, bit for bit.
 
-    A page's payload is every array of it (`PagedKV.page_arrays`: K and V, codes, scales, bounds), of all layers, in one
-    run of bytes. Both directions run in the order of the steps around them: a page that a later step writes over was
-    read before, one that a later step reads was written before.
+    A page's payload is every array of it (`PagedKV.page_arrays`: K and V, codes, scales, bounds), of all layers, in
+    pinned host memory of its own. The programs copy it there and back. Both directions run in the order of the steps
+    around them: a page that a later step writes over was read before, one that a later step reads was written before.
     """
 
     def __init__(self, runner: Runner):
         self._runner = runner
-        self._kinds = _kinds(runner.state)
+        self._kinds = kinds_of(runner.state)
         self.page_bytes = sum(kind.page_bytes for kind in self._kinds)
+        self._pinned = SingleDeviceSharding(jax.local_devices()[0], memory_kind="pinned_host")
+        self._nothing = self.pin(np.zeros(self.page_bytes, np.uint8))
 
     @property
     def description(self) -> str:
@@ -82,14 +101,14 @@ class Transfers:
 
     def begin_save(self, page_ids: Sequence[int]) -> Saved:
         """Starts reading pages and returns at once; steps dispatched later may write over them."""
-        batches = []
+        pages: list[PinnedPage] = []
         for ids in _cut(page_ids):
             program = self._save_program(size := _bucket(len(ids)))
             self._runner.state, arrays = program(self._runner.state, _padded(ids, size))
-            batches.append((len(ids), arrays))
-        return Saved(batches)
+            pages += map(PinnedPage, arrays[: len(ids)])
+        return Saved(pages)
 
-    def save(self, page_ids: Sequence[int]) -> list[Payload]:
+    def save(self, page_ids: Sequence[int]) -> list[PinnedPage]:
         """The payload of each page."""
         return self.begin_save(page_ids).payloads()
 
@@ -99,59 +118,68 @@ class Transfers:
         Args:
             page_ids: distinct pages, as many as payloads; nobody else may read them yet.
         """
-        start = 0
+        pages = [self.pin(payload).parts for payload in payloads]
         for ids in _cut(page_ids):
             program = self._load_program(size := _bucket(len(ids)))
-            arrays = self._unpack(payloads[start : start + len(ids)], size)
-            self._runner.state = program(self._runner.state, _padded(ids, size), arrays)
-            start += len(ids)
+            now, pages = pages[: len(ids)], pages[len(ids) :]
+            rest = (self._nothing.parts,) * (size - len(ids))
+            self._runner.state = program(self._runner.state, _padded(ids, size), (*now, *rest))
 
-    def _unpack(self, payloads: Sequence[Payload], size: int) -> tuple[np.ndarray, ...]:
-        """Arrays of each kind for a program of `size` pages: zeros, which are finite, in pages that none fills."""
-        arrays, start = [], 0
+    def pin(self, payload: Payload) -> PinnedPage:
+        """A page whose bytes came from elsewhere, in pinned memory."""
+        if isinstance(payload, PinnedPage):
+            return payload
+        parts, start = [], 0
         for kind in self._kinds:
-            stop = start + kind.page_bytes
-            raw = np.zeros((size, kind.page_bytes), np.uint8)
-            for row, payload in zip(raw, payloads, strict=False):
-                row[:] = payload[start:stop]
-            arrays.append(raw.view(kind.dtype).reshape(size, *kind.page_shape))
-            start = stop
-        return tuple(arrays)
+            part = np.empty(kind.page_shape, kind.dtype)
+            part.reshape(-1).view(np.uint8)[:] = payload[start : start + kind.page_bytes]
+            parts.append(part)
+            start += kind.page_bytes
+        return PinnedPage(tuple(jax.device_put(parts, self._pinned)))
 
     def _save_program(self, size: int) -> jax.stages.Compiled:
-        def save(state: DeviceState, ids: Int[Array, " S"]) -> tuple[DeviceState, tuple[Shaped[Array, "S ..."], ...]]:
-            leaves = jax.tree.leaves(state.kv.page_arrays())
-            return state, tuple(jnp.stack([leaves[i][ids] for i in kind.leaves], 1) for kind in self._kinds)
-
-        ids = jax.ShapeDtypeStruct((size,), jnp.int32)
-        return self._runner.programs.get(("save", size), lambda: (save, (abstract(self._runner.state), ids)))
+        arguments = abstract(self._runner.state), jax.ShapeDtypeStruct((size,), jnp.int32)
+        return self._runner.programs.get(("save", size), lambda: (save_pages(self._kinds, size), arguments))
 
     def _load_program(self, size: int) -> jax.stages.Compiled:
-        def load(state: DeviceState, ids: Int[Array, " S"], arrays: tuple[Shaped[Array, "S ..."], ...]) -> DeviceState:
-            leaves, tree = jax.tree.flatten(state.kv.page_arrays())
-            for kind, values in zip(self._kinds, arrays, strict=True):
-                for at, leaf in enumerate(kind.leaves):
-                    leaves[leaf] = leaves[leaf].at[ids].set(values[:, at])
-            return replace(state, kv=state.kv.with_page_arrays(jax.tree.unflatten(tree, leaves)))
-
-        def build():
-            arrays = tuple(jax.ShapeDtypeStruct((size, *kind.page_shape), kind.dtype) for kind in self._kinds)
-            return load, (abstract(self._runner.state), jax.ShapeDtypeStruct((size,), jnp.int32), arrays)
-
-        return self._runner.programs.get(("load", size), build)
+        ids, pages = jax.ShapeDtypeStruct((size,), jnp.int32), (abstract(self._nothing.parts),) * size
+        arguments = abstract(self._runner.state), ids, pages
+        return self._runner.programs.get(("load", size), lambda: (load_pages(self._kinds), arguments))
 
 
-def _kinds(state: DeviceState) -> tuple[_Kind, ...]:
+def kinds_of(state: DeviceState) -> tuple[Kind, ...]:
+    """The kinds of arrays that a page consists of."""
     leaves: dict[tuple, list[int]] = {}
     for at, leaf in enumerate(jax.tree.leaves(state.kv.page_arrays())):
         leaves.setdefault((leaf.shape[1:], np.dtype(leaf.dtype)), []).append(at)
-    return tuple(_Kind(*kind, tuple(places)) for kind, places in leaves.items())
+    return tuple(Kind(*kind, tuple(places)) for kind, places in leaves.items())
 
 
-def _pack(arrays: list[np.ndarray], count: int) -> list[Payload]:
-    """The first `count` pages of arrays ``[pages, arrays, ...]``, each in one run of bytes."""
-    raw = [array.reshape(len(array), -1).view(np.uint8) for array in arrays]
-    return [np.concatenate([part[page] for part in raw]) for page in range(count)]
+def save_pages(kinds: tuple[Kind, ...], size: int) -> Callable[..., tuple[DeviceState, tuple[Parts, ...]]]:
+    """The program that copies `size` pages of a state to pinned host memory."""
+
+    def save(state: DeviceState, ids: Int[Array, " S"]) -> tuple[DeviceState, tuple[Parts, ...]]:
+        leaves = jax.tree.leaves(state.kv.page_arrays())
+        batch = [jnp.stack([leaves[i][ids] for i in kind.leaves], 1) for kind in kinds]
+        pages = tuple(tuple(arrays[at] for arrays in batch) for at in range(size))
+        return state, jax.device_put(pages, jax.memory.Space.Host)
+
+    return save
+
+
+def load_pages(kinds: tuple[Kind, ...]) -> Callable[..., DeviceState]:
+    """The program that writes pages in pinned host memory into a state."""
+
+    def load(state: DeviceState, ids: Int[Array, " S"], pages: tuple[Parts, ...]) -> DeviceState:
+        pages = jax.device_put(pages, jax.memory.Space.Device)
+        leaves, tree = jax.tree.flatten(state.kv.page_arrays())
+        for kind, *parts in zip(kinds, *pages, strict=True):
+            values = jnp.stack(parts)
+            for at, leaf in enumerate(kind.leaves):
+                leaves[leaf] = leaves[leaf].at[ids].set(values[:, at])
+        return replace(state, kv=state.kv.with_page_arrays(jax.tree.unflatten(tree, leaves)))
+
+    return load
 
 
 def _cut(page_ids: Sequence[int]) -> Iterator[Sequence[int]]:

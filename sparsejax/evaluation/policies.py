@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from sparsejax.errors import ConfigError
+from sparsejax.sparsity.kinds import ALL
+from sparsejax.sparsity.names import parts
 from sparsejax.sparsity.policy import PRESETS, SparsityConfig
 
 BASELINE = "dense"
-PROBE = (4096, 32)
-"""Prompt tokens and page size at which two budgets are compared."""
 
 
 @dataclass(frozen=True)
 class Policy:
-    """A preset and its budget: tokens (int), a share of the prompt (float), or the preset's own (None).
+    """A preset, or several joined, and a budget: tokens (int), a share of the prompt (float), or what they say (None).
 
     `changed` are other parameters of the preset, as pairs of name and value.
     """
@@ -28,17 +29,21 @@ class Policy:
     @property
     def method(self) -> str:
         """What is the same at all budgets."""
-        return " ".join([self.preset, *(f"{name}={_brief(value)}" for name, value in self.changed)])
+        return self._with_changes(re.sub(r":[^+]+", "", self.preset))
 
     @property
     def label(self) -> str:
-        return self.method if self.budget is None else f"{self.method} {self.budget:g}"
+        named = self._with_changes(self.preset)
+        return named if self.budget is None else f"{named} {self.budget:g}"
 
     @property
     def sparsity(self) -> str | dict[str, Any]:
         """What `EngineConfig.sparsity` takes: a name, or a mapping where anything is changed."""
         budget = {} if self.budget is None else {"budget": self.budget}
         return {"preset": self.preset, **budget, **dict(self.changed)} if budget or self.changed else self.preset
+
+    def _with_changes(self, name: str) -> str:
+        return " ".join([name, *(f"{name}={_brief(value)}" for name, value in self.changed)])
 
     @property
     def store(self) -> str:
@@ -74,7 +79,7 @@ def make_policies(
         if policy.budget is not None or not takes_budget(policy):
             made.append(policy)
         else:
-            made += [replace(policy, budget=budget) for budget in budgets or (None,)]
+            made += [with_budget(policy, budget) for budget in budgets] or [policy]
     return tuple(dict.fromkeys(made))
 
 
@@ -88,9 +93,21 @@ def parse_policy(given: str | Mapping[str, Any]) -> Policy:
 
 
 def takes_budget(policy: Policy) -> bool:
-    """Whether a policy reads or keeps more under a larger budget."""
-    small, large = (SparsityConfig.coerce(replace(policy, budget=tokens).sparsity) for tokens in (256, 2048))
-    return _effect(small) != _effect(large)
+    """Whether a policy reads or keeps more under a larger budget than it names."""
+    config, written = SparsityConfig.coerce(policy.sparsity), [part.budget for part in parts(policy.preset, PRESETS)]
+    cuts = (config.keep.method != "all") + (config.kind is not ALL)
+    return policy.budget is None and cuts > sum(budget is not None for budget in written)
+
+
+def with_budget(policy: Policy, budget: int | float) -> Policy:
+    """The policy at this budget. Where a keep and a select are joined and neither has one, the keep keeps it and the
+    select reads half of it."""
+    both = [part for part in parts(policy.preset, PRESETS) if {"keep", "select"} & part.changes.keys()]
+    if len(both) < 2 or any(part.budget is not None for part in both):
+        return replace(policy, budget=budget)
+    half = budget / 2 if isinstance(budget, float) else max(budget // 2, 1)
+    shares = {part.name: f":{half if 'select' in part.changes else budget}" for part in both}
+    return replace(policy, preset="+".join(name + shares.get(name, "") for name in policy.preset.split("+")))
 
 
 def _brief(value: Any) -> str:
@@ -99,23 +116,9 @@ def _brief(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _effect(config: SparsityConfig) -> tuple:
-    return config.page_counts(*PROBE), config.keep.eviction(PROBE[0])
-
-
 def by_store(policies: Iterable[Policy]) -> dict[str, tuple[Policy, ...]]:
     """The policies that one engine can serve, by how it stores pages, in their order."""
     groups: dict[str, tuple[Policy, ...]] = {}
     for policy in policies:
         groups[policy.store] = (*groups.get(policy.store, ()), policy)
     return groups
-
-
-def parse_budget(text: str) -> int | float:
-    """``"2048"`` is tokens, ``"0.25"`` or ``"25%"`` a share of the prompt."""
-    try:
-        if text.endswith("%"):
-            return float(text[:-1]) / 100
-        return float(text) if "." in text else int(text)
-    except ValueError as error:
-        raise ConfigError(f"budget {text!r}: write tokens (2048) or a share of the prompt (0.25 or 25%)") from error

@@ -7,18 +7,16 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
-
 from sparsejax import Engine, EngineConfig, SamplingParams
 from sparsejax.cache.codecs.compressor import fingerprint
 from sparsejax.engine.step import COMPRESSOR
 from sparsejax.errors import ConfigError
+from sparsejax.evaluation.bounds import bounds_bytes
 from sparsejax.evaluation.policies import DENSE, Policy, by_store
 from sparsejax.evaluation.results import CellResult, Evaluation, KvBytes, PolicyResult
 from sparsejax.evaluation.suite import Cell, Request, Suite, make_cell
 from sparsejax.evaluation.summary import is_learned
 from sparsejax.models.loader import LoadedModel
-from sparsejax.sparsity.policy import Role, SparsityConfig
 
 DECODED = 16
 """Decode steps whose bytes are averaged."""
@@ -139,20 +137,11 @@ def measure_kv(engine: Engine, policy: Policy, request: Request) -> KvBytes:
             started, compiled = time.perf_counter(), now["compile_seconds"]
     seconds = time.perf_counter() - started - (now["compile_seconds"] - compiled)
     counted = max(now["decode_queries"] - before["decode_queries"], 1)
-    held, read = ((now[name] - before[name]) / counted for name in ("decode_held_bytes", "decode_read_bytes"))
+    names = ("decode_held_bytes", "decode_read_bytes", "decode_pages_held")
+    held, read, pages = ((now[name] - before[name]) / counted for name in names)
     length = len(request.token_ids)
-    return KvBytes(length, held, peak, read, seconds / DECODED, bounds_bytes(engine, policy, length))
-
-
-def bounds_bytes(engine: Engine, policy: Policy, length: int) -> float:
-    """Key bounds of `length` tokens that a decode step reads to select, averaged over the steps that a list serves."""
-    config, group = SparsityConfig.coerce(policy.sparsity), engine.core.runner.state.kv.group
-    pages = -(-length // engine.config.page_size)
-    if not config.kind.bounds or config.page_counts(length, engine.config.page_size).budget >= pages:
-        return 0.0
-    layers = config.layer_roles(len(group.layers)).count(Role.SELECT)
-    per_page = 2 * group.layout.num_kv_heads * group.layout.head_dim * np.dtype(group.layout.dtype).itemsize
-    return layers * pages * per_page / config.interval
+    bounds = bounds_bytes(engine, engine.core.policy_of(params, length), length, pages)
+    return KvBytes(length, held, peak, read, seconds / DECODED, bounds)
 
 
 def _longest(cells: Sequence[Cell], model: LoadedModel) -> int:

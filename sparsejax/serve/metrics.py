@@ -39,10 +39,17 @@ KV_BYTES = (
 """Metric, its label, text, what of `Engine.stats` it collects with the label's value, and the value of no match."""
 
 SHARES = (
+    ("pages_read_per_step", "KV pages that a decode step reads of a row.", "decode_pages_read", "decode_queries"),
     ("budget_cap_ratio", "Lists of `top_p` that fill their budget.", "lists_at_budget", "lists_by_top_p"),
     ("recall_fallback_ratio", "Checks of recall that made a row read everything.", "budgets_dropped", "recall_checks"),
 )
 """Name, text, and what of `Engine.stats` is divided by what."""
+
+KEPT = (
+    ("sparse_read_ratio", "KV bytes that decode steps read over those they hold.", "read", "held"),
+    ("sparse_held_ratio", "KV bytes that decode steps hold over those without evictions.", "held", "dense"),
+)
+"""The same of ``decode_*_bytes``, and 1 before anything is decoded."""
 
 VLLM_COUNTERS = {
     "prompt_tokens": "prompt_tokens",
@@ -138,13 +145,9 @@ class Metrics:
         yield memory
         pages = stats["kv_live_pages"] + stats["kv_free_pages"]
         usage = stats["kv_live_pages"] / max(pages, 1)
-        held, read = stats["decode_held_bytes"], stats["decode_read_bytes"]
-        yield self._one(
-            GaugeMetricFamily,
-            "sparsejax:sparse_read_ratio",
-            "KV bytes that decode steps read over those they hold.",
-            read / held if held else 1.0,
-        )
+        for name, text, part, whole in KEPT:
+            part, whole = (stats[f"decode_{kind}_bytes"] for kind in (part, whole))
+            yield self._one(GaugeMetricFamily, f"sparsejax:{name}", text, part / whole if whole else 1.0)
         for name, text, part, whole in SHARES:
             yield self._one(GaugeMetricFamily, f"sparsejax:{name}", text, stats[part] / max(stats[whole], 1))
         for prefix in self._prefixes:

@@ -70,7 +70,7 @@ class Keep:
             raise ConfigError(f"beta={self.beta!r} must be a number of at least 1, which gives all layers the same.")
         if self.pool % 2 == 0:
             raise ConfigError(f"pool={self.pool} must be odd, so that a token is in the middle of its neighbours.")
-        if self.method in AGAIN and self.observes and self.interval < self.window:
+        if self.method in AGAIN and self.observes == "last" and self.interval < self.window:
             raise ConfigError(f"interval={self.interval} must be at least window={self.window}.")
 
     @classmethod

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import enum
 import math
 from collections.abc import Mapping
@@ -11,10 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from sparsejax.errors import ConfigError
-from sparsejax.sparsity import valid
+from sparsejax.sparsity import names, valid
 from sparsejax.sparsity.eviction import Keep
 from sparsejax.sparsity.kinds import ALL, SELECTS, Select
-from sparsejax.sparsity.valid import PLAIN_CODECS
 
 
 @dataclass(frozen=True)
@@ -116,27 +114,16 @@ class SparsityConfig:
 
     @classmethod
     def preset(cls, name: str, **parameters: Any) -> SparsityConfig:
-        """A preset by name, with parameters changed: those of its keep if it evicts, those of its select if not.
+        """A preset, or several joined (``"keydiff:0.5+quest:0.25+int8"``), with parameters changed: see `names`.
 
         Raises:
-            ConfigError: there is no such preset or parameter.
+            ConfigError: there is no such preset or parameter, or they do not go together.
         """
-        if name not in PRESETS:
-            near = difflib.get_close_matches(str(name), PRESETS, n=1)
-            hint = f" (did you mean {near[0]!r}?)" if near else ""
-            raise ConfigError(f"sparsity={name!r} is not a preset{hint}; there are {', '.join(PRESETS)}.")
-        preset = PRESETS[name]
-        changed = preset if preset.keep.method == "all" else preset.keep
-        known = [field.name for field in dataclasses.fields(changed)]
-        for key in parameters:
-            if key not in known:
-                raise ConfigError(f"{key!r} is no parameter of {name!r}; there are {', '.join(known)}.")
-        changed = dataclasses.replace(changed, **parameters)
-        return changed if isinstance(changed, cls) else dataclasses.replace(preset, keep=changed)
+        return cls(**names.fields_of(name, PRESETS, parameters))
 
     @classmethod
     def coerce(cls, value: Any) -> SparsityConfig:
-        """A config, a preset's name, or a mapping such as ``{"preset": "quest", "budget": 1024}``."""
+        """A config, a name as `preset` takes it, or a mapping such as ``{"preset": "quest", "budget": 1024}``."""
         if isinstance(value, cls):
             return value
         if isinstance(value, str):
@@ -273,9 +260,10 @@ PRESETS: dict[str, SparsityConfig] = {
 
 def yields_codec(value: Any) -> bool:
     """Whether a policy brings its preset's codec unasked, which gives way to one that is named (`turbo` over int8)."""
-    written = isinstance(value, SparsityConfig) or (isinstance(value, Mapping) and "codec" in value)
-    policy = SparsityConfig.coerce(value)
-    return not written and policy.kind is not ALL and policy.codec in PLAIN_CODECS
+    if isinstance(value, SparsityConfig) or (isinstance(value, Mapping) and "codec" in value):
+        return False
+    found = names.parts(value["preset"] if isinstance(value, Mapping) else value, PRESETS)
+    return any(part.yields_codec for part in found) and not any(part.stores_only for part in found)
 
 
 def declared(value: Any) -> tuple[SparsityConfig, ...]:

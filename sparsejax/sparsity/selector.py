@@ -97,7 +97,7 @@ class Selector:
 
     def lacks(self, policy: SparsityConfig, num_prompt: int) -> str | None:
         """What this selector serves where `policy` asks for more; None if it serves it."""
-        budget = policy.page_counts(num_prompt, self.page_size).budget
+        counts = policy.page_counts(num_prompt, self.page_size)
         if policy.kind not in self.selects:
             return f"the selects {', '.join(kind.name for kind in self.selects)}, not {policy.kind.name!r}"
         if self.heads == 1 and not policy.shared:
@@ -106,12 +106,13 @@ class Selector:
             return f"selections of one step only, not interval={policy.interval}"
         if policy.block and policy.block != self.block:
             return f"blocks of {self.block} pages (0 is none), not block={policy.block}"
-        if policy.block and policy.page_counts(num_prompt, self.page_size).most_blocks > self.blocks:
+        covers = counts.budget >= self.longest  # a budget for the longest sequence needs neither blocks nor lists
+        if policy.block and counts.most_blocks > self.blocks and not covers:
             return f"candidates in at most {self.blocks} blocks: declare as many candidates, or ask for fewer"
         if policy.recall_every and not self.samples:
             return f"selections whose recall nobody measures, not recall_every={policy.recall_every}"
-        if self.width < budget < self.longest:  # a budget for the longest sequence needs no list
-            return f"budgets of up to {self.width} pages of {self.page_size} tokens, not {budget} pages"
+        if counts.budget > self.width and not covers:
+            return f"budgets of up to {self.width} pages of {self.page_size} tokens, not {counts.budget} pages"
         return None
 
     def initial_bounds(self, layout: DenseLayout | CodedLayout) -> Float[Array, "N K X"] | None:

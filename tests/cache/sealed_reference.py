@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax.numpy as jnp
 import numpy as np
@@ -83,10 +83,11 @@ class LatentReference(SealedReference):
     def stored(self, layer, k, v, rotate):
         if layer not in self.compressor.layers:
             return super().stored(layer, k, v, rotate) if self.codec != "dense" else (rotate(k), v)
-        weights, (tokens, heads, dim) = self.compressor.layers[layer], k.shape
+        weights, (tokens, heads, dim), grid = self.compressor.layers[layer], k.shape, self.compressor.grid
+        grid = replace(grid, latents=self.compressor.codecs.get(layer, grid.latents))
         whole = tokens // self.page_size * self.page_size
         x = np.asarray(vectors(k, v, weights["g"].shape[0]), np.float64)
-        read, _ = deltakv_oracle.read(weights, self.compressor.grid, x[:whole], dim)
+        read, _ = deltakv_oracle.read(weights, grid, x[:whole], dim)
         read = np.concatenate([read, x[whole:]]).reshape(tokens, heads, 2, dim)
         return np.asarray(rotate(jnp.asarray(read[:, :, 0], jnp.float32)), np.float64), read[:, :, 1]
 

@@ -68,9 +68,20 @@ def test_components_sum_to_the_total():
     assert found["dense"] == 36 * 1024 * 2 * 8 * 128 * 2
 
 
+def test_layers_count_with_their_own_codecs():
+    """One layer of 34 in int8: what it takes more is a byte for two tokens and channel, less the zeros."""
+    cfg, codecs = shape("Qwen3-8B"), ("int8", *["int4"] * 33)
+    mixed, plain = (cache_bytes(cfg, Plan(Grid(), 512, (0, 1), codecs=one), 1024) for one in (codecs, None))
+    differing = {name: mixed[name] - held for name, held in plain.items() if mixed[name] != held}
+    codes, zeros = 32 * 15 * 512, 32 * 2 * 512
+    assert differing == {"latents": codes, "latent_scales": -zeros, "total": codes - zeros}
+
+
 def test_widths_that_do_not_fit_are_refused():
     with pytest.raises(ConfigError, match="34 sparse layers need as many latent widths; got 2"):
         cache_bytes(shape("Qwen3-8B"), Plan(Grid(), (512, 256), (0, 1)), 1000)
+    with pytest.raises(ConfigError, match="34 sparse layers need as many latent codecs; got 1"):
+        cache_bytes(shape("Qwen3-8B"), Plan(Grid(), 512, (0, 1), codecs=("int8",)), 1000)
     with pytest.raises(ConfigError, match="does not divide into 3 head groups"):
         cache_bytes(shape("Qwen3-8B"), Plan(Grid(), 512, (0, 1), groups=3), 1000)
     with pytest.raises(ConfigError, match="head groups must divide the 4 KV heads; got 3"):

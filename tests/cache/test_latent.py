@@ -20,21 +20,23 @@ from tests.engine.models import tiny_engine, tiny_model
 
 GRID = Grid(16, 4, references=4, neighbours=2, shortlist=8)
 LAYERS = 2
-SPARSE = (1,)
 
 
-def random_compressor(grid: Grid = GRID, groups: int = 1, latent: int = 12, seed: int = 0) -> Compressor:
-    """Random weights: nothing is kept well, everything is used."""
-    rng, width = np.random.default_rng(seed), 64 // groups
-    shapes = {"skip": (latent, width), "gate_up": (2, 5, width), "down": (latent, 5), "g": (width, latent)}
+def random_compressor(
+    grid: Grid = GRID, groups: int = 1, latents: tuple[int, ...] = (12,), codecs: dict[int, str] | None = None
+) -> Compressor:
+    """Random weights: nothing is kept well, everything is used. One layer for each of the `latents`, from 1 on."""
+    rng, width = np.random.default_rng(0), 64 // groups
 
-    def one() -> dict[str, jax.Array]:
+    def one(latent: int) -> dict[str, jax.Array]:
+        shapes = {"skip": (latent, width), "gate_up": (2, 5, width), "down": (latent, 5), "g": (width, latent)}
         return {
             name: jnp.asarray(rng.standard_normal((groups, *shape)) * 0.5 * shape[-1] ** -0.5, jnp.float32)
             for name, shape in shapes.items()
         }
 
-    return Compressor(grid, {layer: one() for layer in SPARSE})
+    layers = {layer: one(latent) for layer, latent in enumerate(latents, start=1)}
+    return Compressor(grid, layers, codecs or {})
 
 
 def saved(folder: Path, model, compressor: Compressor) -> dict[str, str]:
@@ -90,6 +92,23 @@ def test_without_rounding_log_probabilities_are_those_of_the_plain_rule(model, t
         kv = LatentReference(made, "dense", model.config.windows)
         rule = next_logprobs(model, kv, prompt + choice.token_ids)[len(prompt) - 1 : -1]
         np.testing.assert_allclose(logprobs(choice), rule.max(-1), atol=2e-4)
+
+
+def test_each_layer_reads_latents_of_its_own_width_and_codec(tmp_path):
+    """Tokens are those of the plain rule, pools those of the plan."""
+    model, made = tiny_model(layers=3), random_compressor(latents=(12, 8), codecs={2: "int8"})
+    with tiny_engine(model, sparsity=saved(tmp_path, model, made), max_num_seqs=4, max_model_len=128) as engine:
+        (choice,) = engine.generate(PROMPTS[3], GREEDY)[0].outputs
+        kv = engine.core.runner.state.kv
+        assert [pools[0].latents.dtype for pools in kv.pools[1:]] == [jnp.uint8, jnp.int8]
+        group, memory = kv.group, engine.memory()
+        told = 4 * cache_bytes(model.config, Plan.of(*made.facts, 3), 128, model.dtype)["total"]
+        stored = sum(memory[name] for name in ("kv_pages", "latent_pages", "open_pages"))
+        assert stored - group.page_bytes - group.row_bytes == told
+    rule = LatentReference(made, "int4", model.config.windows)
+    found = next_logprobs(model, rule, PROMPTS[3] + choice.token_ids)[len(PROMPTS[3]) - 1 : -1]
+    assert found.argmax(-1).tolist() == choice.token_ids
+    assert np.median(np.abs(logprobs(choice) - found.max(-1))) < 0.02
 
 
 def test_latents_change_what_is_read(model, wanted):
@@ -179,8 +198,7 @@ def test_memory_is_what_is_allocated_and_what_the_calculator_says(model, sparsit
         assert memory["compressor"] == sum(leaf.nbytes for leaf in jax.tree.leaves(made.layers))
         stored = sum(memory.get(name, 0) for name in ("kv_pages", "latent_pages", "open_pages"))
         assert stored == runner.state.kv.group.pool_bytes
-        shapes = {layer: weights["g"].shape for layer, weights in made.layers.items()}
-        plan = Plan.of(GRID, shapes, LAYERS, filter_codec)
+        plan = Plan.of(*made.facts, LAYERS, filter_codec)
         told = 4 * cache_bytes(model.config, plan, 512, model.dtype)["total"]
         spare = runner.state.kv.group.page_bytes + runner.state.kv.group.row_bytes  # page and row of padding
         assert stored - spare == told

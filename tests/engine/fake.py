@@ -20,6 +20,8 @@ from sparsejax.engine.tiers import PageTiers
 from sparsejax.sparsity.policy import declared
 
 VOCAB = 97
+PAGE_BYTES = 32
+"""Of four tokens of eight bytes."""
 EVICTING = (
     {"preset": "keydiff", "budget": 0.3, "recent": 3},
     {"preset": "keydiff", "budget": 20, "recent": 1, "sink": 0},
@@ -179,16 +181,29 @@ class FakeRow(dict):
         """It is here at once."""
 
 
+class Leaky(TieredStore):
+    """Loses every `n`-th page that it is asked for, as a damaged disk does; never if 0."""
+
+    def __init__(self, host_bytes: int, n: int):
+        super().__init__(host_bytes)
+        self.n, self.asked = n, 0
+
+    def get(self, hash: bytes):
+        self.asked += 1
+        return None if self.n and self.asked % self.n == 0 else super().get(hash)
+
+
 class FakeTransfers:
     """Pages of a `FakeRunner` as bytes. A save is done at once: what steps write later must not show in it."""
 
     def __init__(self, runner: FakeRunner):
         self._runner = runner
+        self.page_bytes = PAGE_BYTES
 
     def begin_save(self, page_ids: list[int]) -> FakeTransfers.Saved:
         size = self._runner.limits.page_size
-        pages = [np.array([self._runner.memory[0, page, at] for at in range(size)]).view(np.uint8) for page in page_ids]
-        return self.Saved(pages)
+        slots = [[self._runner.memory.get((0, page, at), -1) for at in range(size)] for page in page_ids]
+        return self.Saved([np.array(states).view(np.uint8) for states in slots])
 
     def load(self, page_ids: list[int], payloads: list[np.ndarray]) -> None:
         for page, payload in zip(page_ids, payloads, strict=True):

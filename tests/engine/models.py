@@ -56,6 +56,8 @@ def tiny_engine(model: LoadedModel | None = None, tokenizer: Any = None, **overr
 def warm_greedy(engine: Engine) -> Engine:
     """`engine` with its programs of greedy steps compiled, where a test asks for nothing else: fewer than half."""
     runner = engine.core.runner
+    if engine.core.tiers:
+        engine.core.tiers.transfers.warm()
     runner.warm([key for key in runner.table.keys() if key.greedy])
     return engine
 

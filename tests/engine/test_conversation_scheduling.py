@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sparsejax.cache.tiers.store import TieredStore
 from sparsejax.engine.prompts import Prompt
 from sparsejax.errors import ConversationError, RequestError
-from tests.engine.fake import EVICTING, PYRAMIDS, VOCAB, check_pages, expected, greedy, make_core
+from tests.engine.fake import EVICTING, PAGE_BYTES, PYRAMIDS, VOCAB, Leaky, check_pages, expected, greedy, make_core
 
 
 def finish(core) -> dict:
@@ -39,12 +40,15 @@ def answered(output) -> list[int]:
     cap=st.sampled_from((None, 9, 100)),
     steps=st.sampled_from((1, 3)),
     whole=st.booleans(),
-    deep=st.booleans(),
+    kind=st.sampled_from(("plain", "deep", "tiers", "leaky tiers")),
 )
-def test_every_turn_gets_its_tokens_and_no_page_is_lost(seed, pages, cap, steps, whole, deep):
-    rng, now = random.Random(seed), [0.0]
+def test_every_turn_gets_its_tokens_and_no_page_is_lost(seed, pages, cap, steps, whole, kind):
+    rng, now, deep = random.Random(seed), [0.0], kind == "deep"
     deeper = (pages, pages) if deep else ()
-    core = make_core(pages, 4, steps=steps, share_whole_pages=whole, conversation_pages=cap, deeper=deeper)
+    store = Leaky(40 * PAGE_BYTES, 7 * kind.startswith("leaky")) if kind.endswith("tiers") else None
+    core = make_core(
+        pages, 4, steps=steps, share_whole_pages=whole, conversation_pages=cap, deeper=deeper, store=store
+    )
     conversations = core.scheduler.conversations
     conversations.clock = lambda: now[0]
     policies = (None, *EVICTING, *(PYRAMIDS if deep else ()))
@@ -99,6 +103,8 @@ def test_every_turn_gets_its_tokens_and_no_page_is_lost(seed, pages, cap, steps,
     core.step()
     assert len(conversations) == conversations.num_pages == 0
     assert all(allocator.num_live == 0 for allocator in core.scheduler.allocators)
+    assert not (store and core.scheduler.restores._fetches)
+    core.close()
 
 
 @pytest.mark.parametrize("policy", (None, *EVICTING))
@@ -215,6 +221,54 @@ def test_kept_pages_give_way_before_anybody_is_preempted():
     assert len(conversations) == held and core.scheduler.waiting
     finish(core)
     assert core.scheduler.num_preemptions == 0
+
+
+@pytest.mark.parametrize("policy", (None, *EVICTING))
+@pytest.mark.parametrize("whole", (False, True))
+def test_a_conversation_that_gave_way_comes_back_from_below(policy, whole):
+    """Pages that they share are held once below, and what nobody can ask for any more is let go."""
+    store = TieredStore(60 * PAGE_BYTES)
+    core = make_core(31, share_whole_pages=whole, store=store)
+    conversations = core.scheduler.conversations
+    talks = [ask(core, [3] * 32 + [number], keep_alive=9.0, sparsity=policy) for number in range(3)]
+    core.add("crowd", Prompt(None, [7] * 90), greedy(max_tokens=29))
+    finish(core)
+    assert conversations.counters["lowered"] == 3 and not conversations.counters["dropped"]
+    assert sum(each.num_pages for each in conversations) == conversations.num_pages <= 3
+    below, own = ([name for each in conversations for name in getattr(each, which)] for which in ("below", "own"))
+    assert len(below) - len(set(below)) == (16 if policy is None else 0)
+    assert all(map(core.tiers.holds, own)) and own
+    before = core.counters["computed_tokens"]
+    for talk in talks:
+        turn = [*answered(talk), 8, 9]
+        output = ask(core, turn, conversation=talk.conversation)
+        assert output.outputs[0].token_ids == expected(turn, 5)
+        assert output.num_cached_tokens >= len(answered(talk)) - (4 if whole and policy is None else 1)
+    assert core.counters["computed_tokens"] - before <= 3 * (3 + 4 + 4)
+    assert len(conversations) == core.scheduler.allocator.num_live == 0
+    core.close()
+    assert not any(name in store.host for name in own)
+
+
+def test_what_the_tiers_have_no_room_for_is_gone():
+    core = make_core(31, store=TieredStore(12 * PAGE_BYTES))
+    first = ask(core, [3] * 33, keep_alive=9.0)
+    core.add("crowd", Prompt(None, [7] * 119), greedy(max_tokens=1))
+    finish(core)
+    assert [len(each.below) for each in core.scheduler.conversations] == [10]
+    core.extended(Prompt(None, [*answered(first), 8]), greedy(conversation=first.conversation))
+    core.add("crowd", Prompt(None, [8] * 119), greedy(max_tokens=1))  # pages of the first one take its place below
+    finish(core)
+    core.tiers.fetch([]).result()
+    with pytest.raises(ConversationError, match="have no room for its pages") as error:
+        core.extended(Prompt(None, [*answered(first), 8]), greedy(conversation=first.conversation))
+    assert error.value.code == "conversation_gone"
+    ask(core, [4] * 33, keep_alive=9.0)
+    core.add("crowd", Prompt(None, [9] * 119), greedy(max_tokens=1))
+    finish(core)
+    with pytest.raises(ConversationError, match="newer ones took its room"):
+        core.extended(Prompt(None, [*answered(first), 8]), greedy(conversation=first.conversation))
+    core.close()
 
 
 def test_newer_conversations_take_the_place_of_older_ones():

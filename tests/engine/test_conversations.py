@@ -18,6 +18,7 @@ QUICK, LONG = ("dense", "snapkv", "streaming"), ("keydiff", "expected_attention"
 HEAD, MORE, NOISE = random_prompts(11, (75, 400, 300))
 GREEDY = SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True, logprobs=0)
 SETTINGS = dict(max_num_seqs=2, enable_prefix_caching=True, num_decode_steps=2)
+BELOW = dict(host_kv_bytes=1 << 24)
 
 
 def policy(name: str, codec: str = "dense") -> dict:
@@ -50,6 +51,12 @@ def bits(output) -> tuple:
     return choice.token_ids, [[entry.logprob for entry in step.values()] for step in choice.logprobs]
 
 
+def move_below(engine) -> None:
+    """What the engine keeps of conversations leaves the device, where there is something below it."""
+    while engine.core.tiers and engine.core.scheduler.conversations.give_way():
+        pass
+
+
 def check_turns(engine, names: tuple[str, ...], codec: str = "dense") -> None:
     page = engine.config.page_size
     for name in names:
@@ -65,6 +72,7 @@ def check_turns(engine, names: tuple[str, ...], codec: str = "dense") -> None:
             assert recomputed == 1 or (name == "dense" != codec and recomputed <= page)
 
         def others():
+            move_below(engine)
             engine.generate([NOISE[:90], NOISE[90:200]], dataclasses.replace(GREEDY, sparsity=policy("snapkv", codec)))
 
         # The same bits, also where other sequences have had its row since.
@@ -74,7 +82,7 @@ def check_turns(engine, names: tuple[str, ...], codec: str = "dense") -> None:
 
 @pytest.fixture(scope="module")
 def engine():
-    with warm_greedy(tiny_engine(sparsity=[*map(policy, QUICK)], **SETTINGS)) as engine:
+    with warm_greedy(tiny_engine(sparsity=[*map(policy, QUICK)], **SETTINGS, **BELOW)) as engine:
         yield engine
         assert engine.stats()["compiles_after_warmup"] == 0
 
@@ -86,7 +94,8 @@ def test_a_continuation_is_the_uninterrupted_sequence(engine):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", LONG)
 def test_a_continuation_is_the_uninterrupted_sequence_under_every_eviction(name):
-    with warm_greedy(tiny_engine(sparsity=["dense", policy(name), policy("snapkv")], **SETTINGS)) as engine:
+    below = BELOW if name in ("keydiff", "rkv") else {}
+    with warm_greedy(tiny_engine(sparsity=["dense", policy(name), policy("snapkv")], **SETTINGS, **below)) as engine:
         check_turns(engine, (name,))
         assert engine.stats()["compiles_after_warmup"] == 0
 
@@ -95,8 +104,10 @@ def test_a_continuation_is_the_uninterrupted_sequence_under_every_eviction(name)
 def test_a_continuation_of_latents(tmp_path_factory):
     """Their full pages are kept, centers among them; the open one is computed again."""
     sparsity = stored_as("deltakv", tmp_path_factory)
-    with tiny_engine(sparsity=sparsity, **SETTINGS) as engine:
+    with tiny_engine(sparsity=sparsity, **SETTINGS, **BELOW) as engine:
         outputs = turns(engine, None)
+        assert list(map(bits, turns(engine, None, between=lambda: move_below(engine)))) == list(map(bits, outputs))
+        assert engine.stats()["conversations_lowered"] == 3 and engine.stats()["conversations_dropped"] == 0
         said = [len(output.prompt_token_ids) + 12 for output in outputs]
         for before, output in zip(said, outputs[1:], strict=False):
             assert output.num_cached_tokens == (before - 1) // 16 * 16
@@ -106,8 +117,9 @@ def test_a_continuation_of_latents(tmp_path_factory):
 @pytest.mark.parametrize("codec", ("int8", pytest.param("int4", marks=pytest.mark.slow)))
 def test_a_continuation_of_coded_pages(codec):
     declared = [policy(name, codec) for name in ("dense", "snapkv", "streaming")]
-    with warm_greedy(tiny_engine(sparsity=declared, **SETTINGS)) as engine:
+    with warm_greedy(tiny_engine(sparsity=declared, **SETTINGS, **BELOW)) as engine:
         check_turns(engine, ("dense", "snapkv", "streaming"), codec)
+        assert engine.stats()["conversations_lowered"] >= 6 and engine.stats()["conversations_dropped"] == 0
         assert engine.stats()["compiles_after_warmup"] == 0
 
 
@@ -154,14 +166,19 @@ def room(engine, pages: int):
         allocator.release(taken)
 
 
-def test_memory_pressure_takes_kept_pages_first(engine):
-    before = engine.stats()["num_preemptions"]
-    with room(engine, 34):
-        (first,) = engine.generate(HEAD, dataclasses.replace(GREEDY, keep_alive=100.0))
+@pytest.mark.parametrize("name", QUICK)
+def test_memory_pressure_takes_kept_pages_first_and_brings_them_back(engine, name):
+    before, wanted = engine.stats(), list(map(bits, turns(engine, policy(name), (19,))))
+
+    def crowd():
         engine.generate([NOISE[:200], NOISE[60:260]], dataclasses.replace(GREEDY, max_tokens=60))
-    with pytest.raises(ConversationError, match="running requests needed"):
-        engine.generate([*HEAD, 1], dataclasses.replace(GREEDY, conversation=first.conversation))
-    assert engine.stats()["num_preemptions"] == before
+
+    with room(engine, 34):
+        assert list(map(bits, turns(engine, policy(name), (19,), between=crowd))) == wanted
+    after = engine.stats()
+    assert after["num_preemptions"] == before["num_preemptions"]
+    assert after["conversations_lowered"] == before["conversations_lowered"] + 1
+    assert after["conversations_dropped"] == before["conversations_dropped"]
 
 
 @pytest.mark.parametrize("name", QUICK)

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
 import random
 from collections import Counter
 
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import rule
 
 from sparsejax.engine.core import EngineCore
 from sparsejax.engine.params import SamplingParams
 from sparsejax.engine.prompts import Prompt
-from tests.engine.fake import EVICTING, VOCAB, check_pages, expected, greedy, make_core
+from tests.engine.fake import EVICTING, PAGE_BYTES, VOCAB, Leaky, check_pages, expected, greedy, make_core
+from tests.engine.traffic import Traffic, TrafficMachine
 
 TREE = [[(7 * branch + at) % VOCAB for at in range(40)] for branch in range(3)]
 
@@ -33,49 +33,15 @@ def check_tree(core: EngineCore) -> None:
             assert allocator.references(pages[page.parent].page) > 1
 
 
-class Traffic:
-    """Requests that begin alike, of several tenants, each checked against what it would get alone."""
-
-    def __init__(self, **options):
-        self.core = make_core(**options)
-        self.wanted: dict[str, list[int]] = {}
-        self.cached = 0
-
-    def add(self, branch: int, shared: int, tail: list[int], max_tokens: int, n: int, salt, sparsity) -> None:
-        prompt = (TREE[branch][:shared] + tail) or [1]
-        params = greedy(max_tokens=max_tokens, sparsity=sparsity, cache_salt=salt)
-        if n > 1:
-            params = dataclasses.replace(params, n=n, temperature=1.0)
-        name = f"r{len(self.wanted)}"
-        self.core.add(name, Prompt(None, prompt), params)
-        self.wanted[name] = expected(prompt, max_tokens)
-
-    def step(self) -> None:
-        for output in self.core.step():
-            for choice in output.outputs:
-                assert choice.token_ids == self.wanted[output.request_id][: len(choice.token_ids)]
-                assert choice.finish_reason in (None, "length")
-            self.cached += output.finished and output.num_cached_tokens
-        check_pages(self.core)
-        check_tree(self.core)
-
-    def abort(self, index: int) -> None:
-        live = self.core.request_ids()
-        self.core.abort([live[index % len(live)]])
-
-    def finish(self) -> None:
-        for _ in range(3000):
-            if not self.core.has_unfinished:
-                break
-            self.step()
-        assert not self.core.has_unfinished
-        assert self.core.scheduler.allocator.num_live == 0
+def check(core: EngineCore) -> None:
+    check_pages(core)
+    check_tree(core)
 
 
-class PrefixMachine(RuleBasedStateMachine):
-    def __init__(self):
-        super().__init__()
-        self.traffic = Traffic(num_pages=22, steps=2, share_whole_pages=False)
+class PrefixMachine(TrafficMachine):
+    """Requests that begin alike, of several tenants."""
+
+    options = dict(check=check, num_pages=22, steps=2)
 
     @rule(
         branch=st.integers(0, 2),
@@ -83,31 +49,31 @@ class PrefixMachine(RuleBasedStateMachine):
         tail=st.lists(st.integers(0, VOCAB - 1), max_size=9),
         max_tokens=st.integers(1, 20),
         n=st.integers(1, 2),
-        salt=st.sampled_from([None, "a", "b"]),
+        cache_salt=st.sampled_from([None, "a", "b"]),
         sparsity=st.sampled_from([None, None, *EVICTING]),
     )
-    def add(self, **request):
-        self.traffic.add(**request)
+    def add(self, branch, shared, tail, **request):
+        self.traffic.add(TREE[branch][:shared] + tail or [1], **request)
 
-    @rule(count=st.integers(1, 6))
-    def step(self, count):
-        for _ in range(count):
-            self.traffic.step()
 
-    @precondition(lambda self: self.traffic.core.request_ids())
-    @rule(index=st.integers(0, 100))
-    def abort(self, index):
-        self.traffic.abort(index)
+class TieredMachine(PrefixMachine):
+    """Above main memory that loses pages."""
 
-    @invariant()
-    def the_tree_is_whole(self):
-        check_pages(self.traffic.core)
-        check_tree(self.traffic.core)
+    @property
+    def options(self):
+        return {**PrefixMachine.options, "store": Leaky(40 * PAGE_BYTES, 5)}
+
+    def __init__(self):
+        super().__init__()
+        self.traffic.core.tiers.costs.note = lambda *measured: None  # nothing hangs on a clock
 
     def teardown(self):
-        self.traffic.finish()
+        super().teardown()
+        self.traffic.core.close()
 
 
+TestTiers = TieredMachine.TestCase
+TestTiers.settings = settings(max_examples=20, stateful_step_count=25, deadline=None)
 TestPrefixes = PrefixMachine.TestCase
 TestPrefixes.settings = settings(max_examples=20, stateful_step_count=25, deadline=None)
 
@@ -118,20 +84,20 @@ TestPrefixes.settings = settings(max_examples=20, stateful_step_count=25, deadli
     ids=str,
 )
 def test_random_requests_that_begin_alike(options):
-    rng, traffic = random.Random(3), Traffic(**options)
+    rng, traffic = random.Random(3), Traffic(check, **options)
     for _ in range(250):
         action = rng.random()
         if action < 0.3 and len(traffic.core.request_ids()) < 14:
             tail = [rng.randrange(VOCAB) for _ in range(rng.randint(0, 9))]
-            salt, sparsity = rng.choice([None, "a"]), rng.choice([None, None, *EVICTING])
-            n = rng.choice([1, 1, 3])
-            traffic.add(rng.randrange(3), rng.randint(0, 40), tail, rng.randint(1, 20), n, salt, sparsity)
+            prompt = TREE[rng.randrange(3)][: rng.randint(0, 40)] + tail or [1]
+            more = dict(cache_salt=rng.choice([None, "a"]), sparsity=rng.choice([None, None, *EVICTING]))
+            traffic.add(prompt, rng.randint(1, 20), rng.choice([1, 1, 3]), **more)
         elif action < 0.33 and traffic.core.request_ids():
             traffic.abort(rng.randrange(100))
         else:
             traffic.step()
     traffic.finish()
-    assert traffic.cached > 20
+    assert traffic.num_cached > 20
     if options["num_pages"] == 22:
         assert traffic.core.scheduler.num_preemptions > 1
 
@@ -143,8 +109,7 @@ def run(core: EngineCore) -> tuple[dict[str, int], int]:
         for output in core.step():
             cached[output.request_id] = output.num_cached_tokens
         most = max(most, core.scheduler.allocator.num_live)
-    check_pages(core)
-    check_tree(core)
+    check(core)
     return cached, most
 
 

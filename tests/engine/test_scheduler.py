@@ -2,80 +2,24 @@
 
 from __future__ import annotations
 
-import dataclasses
 import random
 
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import rule
 
 from sparsejax.engine.params import SamplingParams
 from sparsejax.engine.prompts import Prompt
 from sparsejax.errors import CapacityError, RequestError
-from tests.engine.fake import EVICTING, PYRAMIDS, VOCAB, check_pages, expected, greedy, make_core
-
-
-class Traffic:
-    """Random requests against one core, each checked against what it would get alone."""
-
-    def __init__(self, **options):
-        self.core = make_core(**options)
-        self.wanted: dict[str, tuple[list[int], SamplingParams]] = {}
-        self.num_finished = 0
-
-    def add(self, prompt: list[int], max_tokens: int, n: int, priority: int, stop: bool, sparsity=None) -> None:
-        params = greedy(max_tokens=max_tokens, ignore_eos=not stop, sparsity=sparsity)
-        if n > 1:
-            params = dataclasses.replace(params, n=n, temperature=1.0)
-        request_id = f"r{len(self.wanted)}"
-        try:
-            self.core.add(request_id, Prompt(None, prompt), params, priority)
-        except CapacityError:
-            size = self.core.scheduler.limits.page_size
-            capacity = min(allocator.capacity for allocator in self.core.scheduler.allocators)
-            assert len(prompt) + max_tokens > (capacity - 1) * size or sparsity
-            return
-        self.wanted[request_id] = (prompt, params)
-
-    def step(self) -> None:
-        for output in self.core.step():
-            prompt, params = self.wanted[output.request_id]
-            tokens = expected(prompt, params.max_tokens)
-            if not params.ignore_eos and 0 in tokens:
-                tokens = tokens[: tokens.index(0) + 1]
-            for choice in output.outputs:
-                assert choice.token_ids == tokens[: len(choice.token_ids)]
-                if choice.finish_reason:
-                    assert choice.token_ids == tokens
-                    assert choice.finish_reason == ("stop" if tokens[-1] == 0 and not params.ignore_eos else "length")
-            self.num_finished += output.finished
-
-    def abort(self, index: int) -> None:
-        live = self.core.request_ids()
-        if live:
-            (output,) = self.core.abort([live[index % len(live)]])
-            assert output.finished
-
-    def finish(self) -> None:
-        for _ in range(5000):
-            if not self.core.has_unfinished:
-                break
-            self.step()
-        assert not self.core.has_unfinished
-        check_pages(self.core)
-        assert all(allocator.num_live == 0 for allocator in self.core.scheduler.allocators)
-
+from tests.engine.fake import EVICTING, PYRAMIDS, VOCAB, expected, greedy, make_core
+from tests.engine.traffic import Traffic, TrafficMachine
 
 prompts = st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=60)
 
 
-class TrafficMachine(RuleBasedStateMachine):
-    deeper, policies = (), EVICTING
-
-    def __init__(self):
-        super().__init__()
-        self.traffic = Traffic(num_pages=24, steps=3, deeper=self.deeper)
+class RequestMachine(TrafficMachine):
+    options, policies = dict(num_pages=24, steps=3), EVICTING
 
     @rule(
         prompt=prompts,
@@ -85,37 +29,20 @@ class TrafficMachine(RuleBasedStateMachine):
         stop=st.booleans(),
         place=st.integers(-2, 9),
     )
-    def add(self, prompt, max_tokens, n, priority, stop, place):
+    def add(self, place, **request):
         sparsity = None if place < 0 else self.policies[place % len(self.policies)]
-        self.traffic.add(prompt, max_tokens, n, priority, stop, sparsity)
-
-    @rule(count=st.integers(1, 6))
-    def step(self, count):
-        for _ in range(count):
-            self.traffic.step()
-
-    @precondition(lambda self: self.traffic.core.request_ids())
-    @rule(index=st.integers(0, 100))
-    def abort(self, index):
-        self.traffic.abort(index)
-
-    @invariant()
-    def pages_are_conserved(self):
-        check_pages(self.traffic.core)
-
-    def teardown(self):
-        self.traffic.finish()
+        self.traffic.add(**request, sparsity=sparsity)
 
 
-class PyramidMachine(TrafficMachine):
+class PyramidMachine(RequestMachine):
     """Three cache groups, each with pages of its own, whose budgets differ."""
 
-    deeper, policies = (21, 18), (*EVICTING, *PYRAMIDS)
+    options, policies = {**RequestMachine.options, "deeper": (21, 18)}, (*EVICTING, *PYRAMIDS)
 
 
 TestPyramids = PyramidMachine.TestCase
 TestPyramids.settings = settings(max_examples=30, stateful_step_count=40, deadline=None)
-TestTraffic = TrafficMachine.TestCase
+TestTraffic = RequestMachine.TestCase
 TestTraffic.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 
 
@@ -132,12 +59,11 @@ def test_thousands_of_random_operations_conserve_pages(operations, num_pages, bu
             prompt = [rng.randrange(VOCAB) for _ in range(rng.randint(1, 60))]
             sparsity = rng.choice([None, None, *EVICTING])
             n, priority, stop = rng.choice([1, 1, 1, 2, 4]), rng.randint(0, 1), rng.random() < 0.3
-            traffic.add(prompt, rng.randint(1, 30), n, priority, stop, sparsity)
+            traffic.add(prompt, rng.randint(1, 30), n, priority, stop, sparsity=sparsity)
         elif action < 0.14:
             traffic.abort(rng.randrange(100))
         else:
             traffic.step()
-        check_pages(traffic.core)
     traffic.finish()
     assert traffic.num_finished > operations // 100
     if num_pages == 30:

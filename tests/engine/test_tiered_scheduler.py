@@ -11,21 +11,10 @@ from hypothesis import strategies as st
 from sparsejax.cache.tiers.store import TieredStore
 from sparsejax.engine.costs import Costs
 from sparsejax.engine.prompts import Prompt
-from tests.engine.fake import VOCAB, check_pages, expected, greedy, make_core
+from tests.engine.fake import EVICTING, PAGE_BYTES, VOCAB, Leaky, check_pages, expected, greedy, make_core
 
-PAGE_BYTES = 32  # four tokens of eight bytes
-
-
-class Leaky(TieredStore):
-    """Loses every `n`-th page that it is asked for, as a damaged disk does; never if 0."""
-
-    def __init__(self, host_bytes: int, n: int):
-        super().__init__(host_bytes)
-        self.n, self.asked = n, 0
-
-    def get(self, hash: bytes):
-        self.asked += 1
-        return None if self.n and self.asked % self.n == 0 else super().get(hash)
+CUT = EVICTING[1]
+"""Evicts once, and leaves whole pages."""
 
 
 def prompts_of(seed: int) -> list[list[int]]:
@@ -59,8 +48,11 @@ def test_every_request_gets_its_tokens_and_no_page_is_lost(seed, pages, host, n,
     for turn in range(25):
         for index in range(rng.randrange(3)):
             prompt, count, samples = rng.choice(prompts), rng.randrange(1, 8), rng.choice((1, 1, 2))
-            name = f"{turn}.{index}"
-            core.add(name, Prompt(None, prompt), greedy(max_tokens=count, n=samples, temperature=samples - 1.0))
+            name, policy = f"{turn}.{index}", rng.choice((None, None, CUT))
+            params = greedy(max_tokens=count, n=samples, temperature=samples - 1.0, sparsity=policy)
+            # Requests that are cut at the same place of the same prompt start from what another one left.
+            at = max(len(prompt) // 20 * 20, 1) if policy else None
+            core.add(name, Prompt(None, prompt, compress_at=at), params)
             wanted[name] = [expected(prompt, count)] * samples
         for _ in range(rng.randrange(4)):
             take(core.step())
@@ -96,6 +88,32 @@ def test_what_the_device_drops_comes_back():
     serve(core, prompts)
     assert core.counters["computed_tokens"] - computed <= 8 * 6
     assert core.tiers.stats()["kv_pages_loaded"] == core.tiers.stats()["host_kv_hits"] == 8 * 14
+
+
+@pytest.mark.parametrize("lost", (False, True))
+def test_what_an_eviction_left_comes_back_whole_or_not_at_all(lost):
+    store = Leaky(10_000, 0)
+    core = make_core(24, store=store)
+    core.tiers.costs.note = lambda *measured: None
+
+    def ask(number: int, name: str) -> int:
+        prompt = [*[number] * 50, 3, 4]
+        core.add(name, Prompt(None, prompt, compress_at=50), greedy(max_tokens=2, sparsity=CUT))
+        while core.has_unfinished:
+            for output in core.step():
+                assert output.outputs[0].token_ids == expected(prompt, 2)[: len(output.outputs[0].token_ids)]
+            check_pages(core)
+        return output.num_cached_tokens
+
+    assert [ask(number, "first") for number in range(1, 9)] == [0] * 8
+    store.n = 3 if lost else 0
+    loaded = core.tiers.counters["loaded"]
+    assert ask(1, "again") == (0 if lost else 50)
+    assert core.tiers.counters["loaded"] - loaded == (0 if lost else 5)
+    assert ask(1, "once more") == 50, "it is on the device now"
+    core.step()
+    assert not core.scheduler.prefixes._coming and not core.scheduler.restores._fetches
+    core.close()
 
 
 def test_what_is_computed_sooner_is_computed():

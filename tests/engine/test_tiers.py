@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from pathlib import Path
 
@@ -10,7 +11,9 @@ import pytest
 
 from sparsejax import EngineConfig, SamplingParams
 from sparsejax.errors import CapacityError, ConfigError, StoreError
+from tests.cache.test_latent import stored_as
 from tests.engine.models import random_prompts, tiny_engine
+from tests.engine.test_prefix import bits
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=6, ignore_eos=True, logprobs=1)
 PAGE = 16
@@ -25,13 +28,11 @@ def pool_bytes(pages: int = 21, **overrides) -> int:
         return group.fixed_bytes + pages * group.page_bytes
 
 
-def answers(engine, prompts: list[list[int]]) -> list:
+def answers(engine, prompts: list[list[int]], salt: str | None = None) -> list:
     """Tokens and log-probabilities, one prompt after the other: so the programs are the same whatever is cached."""
-    outputs = [engine.generate([prompt], GREEDY)[0] for prompt in prompts]
-    return [
-        (o.outputs[0].token_ids, [[(t, p.logprob) for t, p in step.items()] for step in o.outputs[0].logprobs])
-        for o in outputs
-    ]
+    params = dataclasses.replace(GREEDY, cache_salt=salt)
+    outputs = [engine.generate([prompt], params)[0] for prompt in prompts]
+    return list(map(bits, outputs))
 
 
 @pytest.fixture(scope="module")
@@ -39,14 +40,15 @@ def prompts() -> list[list[int]]:
     return random_prompts(3, tuple(range(150, 158)))
 
 
-CODED = tuple(pytest.param(codec, marks=pytest.mark.slow) for codec in ("int8", "fp8", "int4"))
+CODED = tuple(pytest.param(codec, marks=pytest.mark.slow) for codec in ("int8", "fp8", "int4", "deltakv"))
 
 
 @pytest.fixture(scope="module", params=("dense", *CODED))
-def setting(request, prompts):
+def setting(request, prompts, tmp_path_factory):
     """Sparsity, bytes of a pool, and what a large engine without a cache answers."""
-    with tiny_engine(sparsity=request.param, **COLD) as engine:
-        return request.param, pool_bytes(sparsity=request.param), answers(engine, prompts)
+    sparsity = stored_as(request.param, tmp_path_factory)
+    with tiny_engine(sparsity=sparsity, **COLD) as engine:
+        return sparsity, pool_bytes(sparsity=sparsity), answers(engine, prompts)
 
 
 def test_a_working_set_four_times_the_pool_is_served_from_below(setting, prompts, tmp_path, monkeypatch):
@@ -80,16 +82,20 @@ def test_a_restarted_engine_serves_what_the_last_one_computed(setting, prompts, 
         assert stats["computed_tokens"] < sum(map(len, prompts)) / 2
 
 
-@pytest.mark.parametrize("cut", (PAGE - 1, PAGE, 71, 149))
-def test_any_split_of_the_prompt_continues_from_below(prompts, tmp_path, cut):
-    with tiny_engine(**COLD) as engine:
-        cold = answers(engine, prompts[:1])
+def test_any_split_of_the_prompt_continues_from_below(setting, prompts, tmp_path, monkeypatch):
+    """After a restart, each tenant where its own last prompt ended; one who had none finds nothing."""
+    sparsity, _, cold = setting
     tiers = dict(disk_kv_path=str(tmp_path), disk_kv_bytes=1 << 30)
-    with tiny_engine(**tiers, **POOL) as engine:
-        answers(engine, [prompts[0][:cut]])
-    with tiny_engine(**tiers, **POOL) as engine:
-        assert answers(engine, prompts[:1]) == cold
-        assert engine.stats()["kv_pages_loaded"] == cut // PAGE
+    cuts = (PAGE - 1, PAGE, PAGE + 1, 71, 144, 149)
+    with tiny_engine(sparsity=sparsity, **tiers, **POOL) as engine:
+        for cut in cuts:
+            answers(engine, [prompts[0][:cut]], salt=str(cut))
+    with tiny_engine(sparsity=sparsity, **tiers, **POOL) as engine:
+        monkeypatch.setattr(engine.core.tiers, "worthwhile", len)  # whatever the clock says
+        for cut in (0, *cuts):
+            before = engine.stats()["kv_pages_loaded"]
+            assert answers(engine, prompts[:1], salt=str(cut)) == cold[:1], cut
+            assert engine.stats()["kv_pages_loaded"] - before == cut // PAGE
 
 
 def test_damage_and_a_full_disk_cost_time_and_no_token(prompts, tmp_path, caplog, monkeypatch):
@@ -138,12 +144,11 @@ def test_preempted_sequences_go_on_beside_main_memory(prompts, monkeypatch):
         assert stats["computed_tokens"] < sum(map(len, prompts[:2])) + 2 * (60 + PAGE)
 
 
-def test_aborts_while_pages_are_on_their_way_leave_nothing_behind(prompts, tmp_path, monkeypatch):
-    tiers = dict(disk_kv_path=str(tmp_path), disk_kv_bytes=1 << 30)
+def test_aborts_while_pages_are_on_their_way_leave_nothing_behind(setting, prompts, tmp_path, monkeypatch):
+    sparsity, size, cold = setting
+    tiers = dict(disk_kv_path=str(tmp_path), disk_kv_bytes=1 << 30, host_kv_bytes=size // 2)
     rng = random.Random(5)
-    with tiny_engine(**COLD) as engine:
-        cold = answers(engine, prompts)
-    with tiny_engine(kv_memory_bytes=pool_bytes(), host_kv_bytes=100_000, **tiers, **POOL) as engine:
+    with tiny_engine(sparsity=sparsity, kv_memory_bytes=size, **tiers, **POOL) as engine:
         monkeypatch.setattr(engine.core.tiers, "worthwhile", len)
         for turn in range(30):
             for index in rng.sample(range(8), 3):
@@ -158,6 +163,26 @@ def test_aborts_while_pages_are_on_their_way_leave_nothing_behind(prompts, tmp_p
         stats = engine.stats()
         assert stats["kv_live_pages"] == 0 and stats["kv_pages_loaded"] > 20
         assert engine.core.scheduler.prefixes._coming == {}
+
+
+@pytest.mark.parametrize("codec", ("dense", pytest.param("int8", marks=pytest.mark.slow)))
+def test_what_an_eviction_left_outlives_a_restart(prompts, tmp_path, codec):
+    policy = {"preset": "keydiff", "budget": 48, "sink": 3, "recent": 12}
+    asked = [{"prompt_token_ids": [*prompts[0], number], "compress_at": 150} for number in range(2)]
+    params = dataclasses.replace(GREEDY, sparsity=policy)
+
+    def serve(engine) -> tuple[list, list[int]]:
+        outputs = [engine.generate(prompt, params)[0] for prompt in asked]
+        return [bits(output) for output in outputs], [output.num_cached_tokens for output in outputs]
+
+    with tiny_engine(sparsity=[codec, policy], **COLD) as engine:
+        cold, _ = serve(engine)
+    tiers = dict(disk_kv_path=str(tmp_path), disk_kv_bytes=1 << 30, sparsity=[codec, policy])
+    with tiny_engine(**tiers, **POOL) as engine:
+        assert serve(engine) == (cold, [0, 150])
+    with tiny_engine(**tiers, **POOL) as engine:
+        assert serve(engine) == (cold, [150, 150])
+        assert engine.stats()["kv_pages_loaded"] == 48 // PAGE and engine.stats()["computed_tokens"] < 2 * PAGE
 
 
 def test_another_salt_or_model_finds_nothing_below(prompts, tmp_path):

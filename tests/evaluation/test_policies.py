@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from sparsejax.errors import ConfigError
-from sparsejax.evaluation.policies import DENSE, Policy, by_store, make_policies, parse_budget, takes_budget
-from sparsejax.sparsity.policy import declared
+from sparsejax.evaluation.policies import DENSE, Policy, by_store, make_policies, takes_budget
+from sparsejax.sparsity.names import parse_budget
+from sparsejax.sparsity.policy import SparsityConfig, declared
 
 
 def test_dense_comes_first_and_once() -> None:
@@ -68,3 +69,17 @@ def test_policies_that_one_engine_can_serve_go_together() -> None:
         "int4": ["int4"],
     }
     assert make_policies(("int8",), (0.25, 0.5)) == (DENSE, Policy("int8"))
+
+
+def test_a_joined_policy_takes_a_budget_for_each_part_that_has_none() -> None:
+    given = ("snapkv+int4", "keydiff+quest+int8", "keydiff:0.5+quest", "keydiff:0.5+quest:64", "quest:64+fp8", "int4")
+    labels = [policy.label for policy in make_policies(given, (0.25, 100))]
+    assert labels == [
+        "dense", "snapkv+int4 0.25", "snapkv+int4 100", "keydiff:0.25+quest:0.125+int8", "keydiff:100+quest:50+int8",
+        "keydiff:0.5+quest 0.25", "keydiff:0.5+quest 100", "keydiff:0.5+quest:64", "quest:64+fp8", "int4",
+    ]  # fmt: skip
+    two, three = (SparsityConfig.coerce(Policy(*one).sparsity) for one in ((given[2], 0.25), (labels[3],)))
+    assert (two.keep.budget, two.budget) == (0.5, 0.25) and (three.keep.budget, three.budget) == (0.25, 0.125)
+    methods = {policy.method for policy in make_policies(given[1:2], (0.25, 100))}
+    assert methods == {"dense", "keydiff+quest+int8"}, "one line of a plot"
+    assert list(by_store(make_policies(given, (0.25,)))) == ["dense", "int4", "int8", "fp8"]

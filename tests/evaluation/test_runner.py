@@ -112,10 +112,11 @@ def test_evicted_tokens_and_coded_pages_hold_fewer_bytes() -> None:
     assert dense.read == dense.held and dense.seconds > 0
     assert evicted.read == evicted.held < 0.6 * dense.held and evicted.peak > 2 * evicted.held
     assert coded.read == coded.held < 0.7 * dense.held
-    # Least and largest of each channel of K: one part in 16 of K and V of 10 full or open pages. An
-    # interval of 4 reads them in one of four steps.
+    # Least and largest of each channel of K: one part in 16 of K and V of full or open pages, 10 in ten steps and 11 in
+    # six. An interval of 4 reads them in one of four steps.
     page_bytes = 2 * 2 * 2 * 16 * 16 * 4
-    assert quest.bounds == 10 * page_bytes / 16 == 4 * filtered.bounds and dense.bounds == evicted.bounds == 0
+    assert quest.bounds == (10 * 10 + 6 * 11) / 16 * page_bytes / 16 == 4 * filtered.bounds
+    assert dense.bounds == evicted.bounds == 0
     assert quest.step == quest.read + quest.bounds
 
 
@@ -130,7 +131,7 @@ def test_dense_comes_first_and_documents_must_fit(shipped: tuple[Any, Any]) -> N
 def test_the_command_prints_and_stores(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     out = tmp_path / "results.json"
     argv = ["eval", "--cases", "niah_single", "fwe", "--lengths", "96", "--samples", "2", "--json", str(out)]
-    argv += ["--presets", "quest", "--budgets", "0.5"]
+    argv += ["--presets", "quest", "snapkv+int8", "--budgets", "0.5"]
     engine = ["--max-num-seqs", "4", "--max-num-batched-tokens", "64", "--num-decode-steps", "1"]
     assert main(argv + engine) == 0
     printed = capsys.readouterr()
@@ -138,7 +139,7 @@ def test_the_command_prints_and_stores(tmp_path: Path, capsys: pytest.CaptureFix
     assert "fwe at 96 was left out" in printed.out
     assert "niah_single at 96 tokens" in printed.err
     stored = json.loads(out.read_text())
-    assert [one["policy"] for one in stored["policies"]] == ["dense", "quest 0.5"]
+    assert [one["policy"] for one in stored["policies"]] == ["dense", "quest 0.5", "snapkv+int8 0.5"]
     assert stored["policies"][0]["cells"][0]["samples"] == 2
     assert main(["eval", "--cases", "nothing"]) == 2
     assert "known are" in capsys.readouterr().err

@@ -25,6 +25,8 @@ from sparsejax.serve.metrics import Metrics
 from sparsejax.serve.openai.options import HttpOptions
 from sparsejax.serve.openai.server import listen
 from sparsejax.serve.service import Service
+from sparsejax.sparsity.eviction import Keep
+from sparsejax.sparsity.policy import SparsityConfig
 from tests.engine.models import tiny_engine
 from tests.serve.live import MODEL, live
 
@@ -131,6 +133,34 @@ def test_metrics_tell_codecs_tiers_and_prefix_hits():
     for name in ("vllm", "sparsejax"):
         assert metric(after, f"{name}:prefix_cache_hits_total") == 32  # whole pages of the prompt
         assert metric(after, f"{name}:prefix_cache_queries_total") == 80
+
+
+def test_metrics_tell_what_policies_hold_and_read():
+    """Of 200 tokens 96 stay, and 3 pages of 16 are read of 7: sink, recents and nothing else."""
+    keep = Keep("keydiff", budget=96, recent=16)
+    policy = SparsityConfig(keep=keep, select="quest", budget=48, sink=16, recent=16, recall_every=4)
+    engine = tiny_engine(sparsity=policy)
+    service = Service(EngineConfig(page_size=16), load=lambda: AsyncEngine(engine=engine))
+    metrics = Metrics(service, "tiny")
+
+    async def run() -> tuple[str, str]:
+        service.start()
+        await service.loaded()
+        before = metrics.render()[0].decode()
+        asked = SamplingParams(temperature=0.0, max_tokens=9, ignore_eos=True)
+        await (await service.submit(list(range(50)) * 4, asked)).final()
+        after = metrics.render()[0].decode()
+        await service.stop()
+        return before, after
+
+    before, after = asyncio.run(run())
+    ratios = ("sparse_read_ratio", "sparse_held_ratio")
+    assert [metric(before, f"sparsejax:{name}") for name in ratios] == [1, 1]
+    assert [metric(after, f"sparsejax:{name}") for name in ratios] == pytest.approx([3 / 7, 7 / 13])
+    assert metric(after, "sparsejax:pages_read_per_step") == 3
+    assert metric(after, "sparsejax:decode_pages_held_total") == 8 * 7
+    assert metric(after, "sparsejax:recall_checks_total") == 2
+    assert all(0 < metric(after, f"sparsejax:recall_layer_{layer}") < 1 for layer in range(2))
 
 
 def labelled(text: str, name: str) -> dict[str, float]:

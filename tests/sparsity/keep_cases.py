@@ -14,7 +14,7 @@ from sparsejax.sparsity.keep_rows import KeepRows, pack_keep
 
 P, ROWS, ROW, DIM = 16, 3, 1, 16
 LAYERS = 2
-METHODS = ("snapkv", "keydiff", "expected_attention", "rkv")
+METHODS = ("snapkv", "keydiff", "expected_attention", "rkv", "h2o", "streaming", "random")
 
 
 def model(heads: int, kv_heads: int) -> DecoderConfig:

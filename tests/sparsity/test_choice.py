@@ -34,6 +34,7 @@ POLICIES = {
     "window": SparsityConfig(select="window", budget=20, **TOKENS),
     "strided": SparsityConfig(select="strided", stride=3, budget=32, **TOKENS),
     "strided to fit": SparsityConfig(select="strided", budget=20, **TOKENS),
+    "random": SparsityConfig(select="random", seed=5, budget=20, **TOKENS),
     "oracle": SparsityConfig(select="oracle", budget=20, **TOKENS),
     "oracle top_p": SparsityConfig(select="oracle", budget=32, top_p=0.6, **TOKENS),
     "quest": SparsityConfig(select="quest", budget=20, **TOKENS),
@@ -69,6 +70,8 @@ def expected(config: SparsityConfig, q, keys, length: int) -> list[list[int]]:
         scores = place[None]
     elif name == "strided":
         scores = np.where(place % pages.stride == 0, place, -np.inf)[None]
+    elif name == "random":
+        scores = np.asarray(jax.random.uniform(jax.random.key(config.seed), (1, PAGES)))
     elif name == "longest_key":
         scores = np.abs(keys).max((2, 3)).T
     elif name == "quest":

@@ -50,7 +50,10 @@ class Cut:
             k, v = jnp.asarray(self.keys[layer]), jnp.asarray(self.values[layer])
             pools.append(layout.write(made, k, v, ids, offsets))
         nothing = (None,) * LAYERS
-        observed = tuple(self.evictor.nothing_seen(ROWS, layout) for _ in pools)
+        self.mass = rng.random((LAYERS, 24, kv_heads, P)).astype(np.float32)
+        observed = tuple(
+            dataclasses.replace(self.evictor.nothing_seen(ROWS, layout), mass=jnp.asarray(mass)) for mass in self.mass
+        )
         self.kv = PagedKV(tuple(pools), nothing, nothing, observed, group, self.config.windows)
         self.rows = rows_with(keep, self.eviction, METHODS.index(keep.method))
         if self.evictor.num_observed:
@@ -77,6 +80,7 @@ class Cut:
         pages = jnp.asarray(table)[None], length, most, at, jnp.asarray(new)[None]
         kv = evict(self.evictor, self.kv, self.rows, row, *pages)
         left = []
+        self.left_mass = [np.asarray(seen.mass)[new].swapaxes(0, 1).reshape(-1, new.size * P) for seen in kv.observed]
         for k_pool, v_pool in kv.pools:
             if v_pool is None:
                 k_pool, v_pool = k_pool[..., :DIM], k_pool[..., DIM : 2 * DIM]
@@ -90,12 +94,20 @@ class Cut:
         theta, positions = self.config.rope.theta, np.arange(self.length)
         last = oracle.rotate(queries, positions, theta)[-self.keep.window :]
         spread = queries[:: -(-self.length // self.keep.window)]
+        heads, drawn = keys.shape[1], jax.random.fold_in(jax.random.key(0), self.length)
         return {
             "snapkv": lambda: oracle.window_attention(last, keys, self.keep.pool),
             "rkv": lambda: oracle.redundancy_aware(last, keys, self.keep.pool),
             "keydiff": lambda: -oracle.likeness(keys),
             "expected_attention": lambda: oracle.expected_attention(spread, keys, values, self.length, theta),
+            "h2o": lambda: self.own_mass(layer),
+            "streaming": lambda: np.tile(positions, (heads, 1)).astype(float),
+            "random": lambda: np.tile(jax.random.uniform(drawn, (20 * P,))[: self.length], (heads, 1)),
         }[self.keep.method]()
+
+    def own_mass(self, layer: int) -> np.ndarray:
+        """What was counted of the row's tokens [K, n]."""
+        return self.mass[layer][self.page_ids].swapaxes(0, 1).reshape(self.mass.shape[2], -1)[:, : self.length]
 
 
 def check(cut: Cut) -> None:
@@ -105,6 +117,9 @@ def check(cut: Cut) -> None:
         for head, slots in enumerate(wanted):
             np.testing.assert_array_equal(keys[head], cut.keys[layer][slots, head])
             np.testing.assert_array_equal(values[head], cut.values[layer][slots, head])
+            kept = len(slots)
+            np.testing.assert_array_equal(cut.left_mass[layer][head, :kept], cut.own_mass(layer)[head, slots])
+            assert {*range(cut.keep.sink), *range(cut.length - recent, cut.length)} <= {*slots.tolist()}
 
 
 @pytest.mark.parametrize(
@@ -116,6 +131,15 @@ def test_tokens_that_stay_are_those_of_the_formula(length, budget, heads, kv_hea
     for method in METHODS:
         keep = Keep(method, budget=budget, sink=3, recent=10, window=12, pool=5, interval=12)
         check(Cut(keep, length, heads, kv_heads, seed=length))
+
+
+CORNERS = [(16, 15), (150, 1), (33, 32)]
+
+
+@pytest.mark.parametrize("length,budget", CORNERS, ids=["one_page", "empty_middle", "one_leaves"])
+def test_little_is_kept_as_the_formula_says(length, budget):
+    for method in METHODS:
+        check(Cut(Keep(method, budget=budget, sink=3, recent=10, window=12, pool=5, interval=12), length, seed=budget))
 
 
 def test_pools_of_a_tpu_are_cut_alike():

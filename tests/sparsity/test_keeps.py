@@ -304,6 +304,7 @@ def test_refusals_say_what_to_do():
             SparsityConfig.preset("snapkv", **bad)
     with pytest.raises(ConfigError, match="interval=8 must be at least window=16"):
         Keep("rkv", window=16, interval=8)
+    assert Keep("h2o", interval=8).eviction(100).interval == 8, "it observes every query, whatever its window"
     with pytest.raises(ConfigError, match="not one of"):
         SparsityConfig(keep="snap")
 

@@ -124,6 +124,7 @@ def test_an_engine_has_blocks_of_one_size():
     assert "blocks of 8 pages (0 is none), not block=4" in selector.lacks(four, 100)
     more = dataclasses.replace(eight, candidates=9)
     assert f"candidates in at most {selector.blocks} blocks" in selector.lacks(more, 100)
+    assert selector.lacks(dataclasses.replace(more, budget=400), 100) is None, "it reads everything"
     assert selector.lacks(eight, 100) is None and selector.lacks(dataclasses.replace(eight, block=0), 100) is None
 
 

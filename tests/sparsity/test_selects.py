@@ -144,18 +144,35 @@ def test_bytes_read_are_the_budget(engine):
     assert read(asking("omnikv"))[0] == (budget + held_dense) // 2
 
 
-def test_a_row_under_its_recall_floor_reads_everything_in_the_end():
-    asked = SparsityConfig(select="quest", budget=32, sink=16, recent=1, recall_every=1, recall_floor=1.0)
+GUARDED = {
+    "quest": {"select": "quest"},
+    "turbo": {"select": "quest", "filter_layers": (0,), "codec": "int4"},
+    "omnikv": {"select": "omnikv", "filter_layers": (0,), "codec": "int4"},
+}
+
+
+@pytest.mark.parametrize("name", GUARDED)
+def test_a_row_under_its_recall_floor_reads_everything_in_the_end(name):
+    asked = SparsityConfig(**GUARDED[name], budget=32, sink=16, recent=1, recall_every=1, recall_floor=1.0)
     params = dataclasses.replace(GREEDY, sparsity=asked)
     with tiny_engine(sparsity=dataclasses.replace(asked, budget=128)) as engine:
         engine.generate(PROMPTS[3], params)
         stats = engine.stats()
         assert (stats["budgets_widened"], stats["budgets_dropped"]) == (3, 1)  # 2 pages to 4, 8 and everything
         assert stats["recall_checks"] == 3
-        assert all(0 < stats[f"recall_layer_{layer}"] < 1 for layer in range(2))
+        measured = [layer for layer in range(2) if f"recall_layer_{layer}" in stats]
+        assert measured == ([1] if name == "omnikv" else [0, 1])  # its filter layer reads everything
+        assert all(0 < stats[f"recall_layer_{layer}"] < 1 for layer in measured)
         held = [-(-(231 + step) // 16) for step in range(GREEDY.max_tokens - 1)]
         read = [2, 4, 8, *held[3:]]
-        assert stats["decode_read_bytes"] == sum(read) * stats["kv_page_bytes"]
+        other = held if name == "omnikv" else read
+        assert stats["decode_pages_held"] == sum(held) and stats["decode_pages_read"] == (sum(read) + sum(other)) / 2
+        group = engine.core.runner.state.kv.group
+        tiles = round(stats["decode_pages_read"] * group.page_tiles)
+        assert stats["decode_read_bytes"] == group.read_bytes(tiles, len(held))
+        again = dataclasses.replace(params, sparsity=dataclasses.replace(asked, recall_floor=0.0))
+        engine.generate(PROMPTS[3], again)
+        assert engine.stats()["decode_pages_read"] - stats["decode_pages_read"] < stats["decode_pages_read"] / 1.5
 
 
 def test_undeclared_and_unknown_policies_are_refused():

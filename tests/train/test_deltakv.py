@@ -7,6 +7,7 @@ import dataclasses
 import json
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 
 from pallas_kernels.deltakv import Grid
-from sparsejax.cache.codecs.compressor import Compressor, fingerprint, load_compressor, save_compressor
+from sparsejax.cache.codecs.compressor import Compressor, fingerprint, load_compressor, read_shapes, save_compressor
 from sparsejax.errors import ConfigError, ModelError
 from sparsejax.evaluation.suite import make_cell
 from sparsejax.models.decoder import Decoder
@@ -25,7 +26,7 @@ from sparsejax.models.tokenizer import load_tokenizer
 from tests.engine.models import tiny_model
 from train.ablation import variations
 from train.answers import exact_answers
-from train.calibrate import rates, refitted, widths
+from train.calibrate import refitted
 from train.collect import Source, collect, load_layers
 from train.compressor import Settings, Trainer
 from train.history import CompressedHistory
@@ -59,9 +60,13 @@ def trained(model, data, tmp_path_factory: pytest.TempPathFactory) -> Trainer:
     return trainer
 
 
-def hidden(model, kv, tokens) -> jax.Array:
+def read(model, kv, tokens) -> tuple[jax.Array, Any]:
     batch = SimpleNamespace(tokens=jnp.asarray(tokens), positions=jnp.arange(len(tokens), dtype=jnp.int32))
-    return Decoder(model.config, model.dtype).apply({"params": model.params}, batch, kv)[0]
+    return Decoder(model.config, model.dtype).apply({"params": model.params}, batch, kv)
+
+
+def hidden(model, kv, tokens) -> jax.Array:
+    return read(model, kv, tokens)[0]
 
 
 def test_collection_holds_what_layers_store_and_goes_on(model, tmp_path: Path):
@@ -107,15 +112,15 @@ def test_a_stage_never_ends_worse_than_it_began(model, data, tmp_path: Path):
     errors = {row["stage"]: float(row["error"]) for row in rows}
     assert errors["layers"] > 2 * errors["start"] >= 2 * errors["refit"]
     assert float(rows[-1]["divergence"]) > 2 * float(rows[-2]["divergence"])
-    kept = {name: refitted(one, trainer.pairs[name], GRID) for name, one in start.items()}
-    error = mean_error(trainer.params, trainer.held, GRID)
-    assert error == min(mean_error(one, trainer.held, GRID) for one in (start, kept))
+    kept = {name: refitted(one, trainer.pairs[name]) for name, one in start.items()}
+    error = mean_error(trainer.params, trainer.held)
+    assert error == min(mean_error(one, trainer.held) for one in (start, kept))
 
 
 def test_refitting_lowers_the_error(model, data, trained: Trainer):
     pairs = trained.pairs["1"]
     start = principal(pairs, 16, 8, 0)
-    assert float(pair_error(refitted(start, pairs, GRID), pairs, GRID)) < float(pair_error(start, pairs, GRID))
+    assert float(pair_error(refitted(start, pairs), pairs)) < float(pair_error(start, pairs))
 
 
 def test_sensitivity_predicts_how_far_answers_move(model, data):
@@ -147,12 +152,12 @@ def test_components_in_a_metric_are_the_best_in_it(model, data):
     metric = rng.standard_normal((1, 64, 64)) * np.geomspace(1, 30, 64)
     metric = jnp.asarray(metric @ metric.swapaxes(1, 2), jnp.float32)
     exact = dataclasses.replace(GRID, latents="none")
-    weighted, plain = pairs_of(data[2][1], GRID, 1, metric), pairs_of(data[2][1], GRID, 1)
+    weighted, plain = pairs_of(data[2][1], exact, 1, metric), pairs_of(data[2][1], exact, 1)
     whole = metric * 64 / jnp.trace(metric[0]) + FLOOR * jnp.eye(64)
     np.testing.assert_allclose(weighted.root @ weighted.root, whole, atol=1e-3)
     best, other = principal(weighted, 16, 8, 0), principal(plain, 16, 8, 0)
-    assert pair_error(best, weighted, exact) < 0.9 * pair_error(refitted(other, plain, exact), weighted, exact)
-    assert pair_error(other, plain, exact) < pair_error(refitted(best, weighted, exact), plain, exact)
+    assert pair_error(best, weighted) < 0.9 * pair_error(refitted(other, plain), weighted)
+    assert pair_error(other, plain) < pair_error(refitted(best, weighted), plain)
 
 
 def test_resumed_is_uninterrupted(model, data, trained: Trainer, tmp_path: Path):
@@ -167,7 +172,7 @@ def test_reading_everything_raw_is_dense_attention(model, trained: Trainer, data
     tokens = data[0][0][:43]
     layers = (None, trained.params["1"])
     expected = hidden(model, DenseCausal(), tokens)
-    raw = hidden(model, CompressedHistory(layers, jnp.asarray([43]), GRID, 43), tokens)
+    raw = hidden(model, CompressedHistory(layers, jnp.asarray([43]), (GRID, GRID), 43), tokens)
     np.testing.assert_allclose(raw, expected, atol=2e-5)
 
 
@@ -176,20 +181,26 @@ def test_visibility_depends_on_position(model, trained: Trainer, data):
     tokens, layers = data[0][0][:40], (None, trained.params["1"])
     expected = hidden(model, DenseCausal(), tokens)
     for raw_until, dense in ((0, 8), (20, 20)):
-        found = hidden(model, CompressedHistory(layers, jnp.asarray([raw_until]), GRID, 40), tokens)
+        found = hidden(model, CompressedHistory(layers, jnp.asarray([raw_until]), (GRID, GRID), 40), tokens)
         np.testing.assert_allclose(found[:dense], expected[:dense], atol=2e-5)
         assert float(jnp.abs(found[dense:] - expected[dense:]).max()) > 1e-3
 
 
-def test_a_compressor_survives_its_file(model, trained: Trainer, tmp_path: Path):
+@pytest.mark.parametrize("codecs", ({}, {1: "int8"}))
+def test_a_compressor_survives_its_file(model, trained: Trainer, tmp_path: Path, codecs: dict[int, str]):
     base = fingerprint(model.params)
-    made = Compressor(GRID, {int(name): weights for name, weights in trained.params.items()})
+    made = Compressor(GRID, {int(name): weights for name, weights in trained.params.items()}, codecs)
     found = load_compressor(save_compressor(tmp_path, made, model.config, base), model.config, base)
-    assert found.grid == GRID and found.sparse == (1,)
+    assert found.grid == GRID and found.sparse == (1,) and found.codecs == codecs
+    assert read_shapes(tmp_path) == found.facts
+    assert ("codecs" in json.loads((tmp_path / "compressor.json").read_text())) == bool(codecs)
     jax.tree.map(np.testing.assert_array_equal, found.layers, made.layers)
 
 
-@pytest.mark.parametrize("case", ("model", "size", "truncated", "nan", "missing", "shape", "grid", "absent"))
+CASES = ("model", "size", "truncated", "nan", "missing", "shape", "grid", "absent", "codec", "stray")
+
+
+@pytest.mark.parametrize("case", CASES)
 def test_a_bad_compressor_is_refused(model, trained: Trainer, tmp_path: Path, case: str):
     base, config = fingerprint(model.params), model.config
     weights = {name: np.array(value) for name, value in trained.params["1"].items()}
@@ -207,6 +218,8 @@ def test_a_bad_compressor_is_refused(model, trained: Trainer, tmp_path: Path, ca
         "shape": r"layers.1.g is \[1, 64, 16\], not \[1, 64, 17\]",
         "grid": "stride must be 2 or more and divide the page of 8; got 3",
         "absent": "compressor.json is missing",
+        "codec": "layer 1 in .*compressor.json has latents in 'int5'; they can be int4, int8, none",
+        "stray": r"must be named by layers among \[1\]; got {'2': 'int8'}",
     }[case]
     if case == "size":
         facts["model"]["head_dim"] = 32
@@ -214,6 +227,8 @@ def test_a_bad_compressor_is_refused(model, trained: Trainer, tmp_path: Path, ca
         facts["tensors"]["layers.2.g"] = [1]
     if case == "shape":
         facts["tensors"]["layers.1.g"] = [1, 64, 17]
+    if case in ("codec", "stray"):
+        facts["codecs"] = {"codec": {"1": "int5"}, "stray": {"2": "int8"}}[case]
     if case == "grid":
         facts["grid"]["stride"] = 3
     (tmp_path / "compressor.json").write_text(json.dumps(facts))
@@ -233,31 +248,20 @@ def test_a_fingerprint_is_that_of_the_weights_not_of_their_dtype(model):
     assert fingerprint(changed) != fingerprint(model.params)
 
 
-def test_widths_follow_the_errors():
-    errors = {1: (0.5, 0.1, 0.0), 2: (0.5, 0.45, 0.44), 3: (0.2, 0.1, 0.05)}
-    assert widths(errors, (8, 16, 24), 48) == {1: 24, 2: 8, 3: 16}
-    assert widths(errors, (8, 16, 24), 24) == {1: 8, 2: 8, 3: 8}
-    with pytest.raises(ConfigError, match="exceed the budget of 23"):
-        widths(errors, (8, 16, 24), 23)
-
-
-def test_layers_that_answers_depend_on_get_wider_latents(data):
-    """The same vectors, a hundred times as much at stake in one of the layers."""
-    small = jnp.eye(64)[None] * 1e-3
-    metric = {"1": small, "2": 100 * small}
-    pairs = {layer: pairs_of(data[2][1], GRID, 1, one) for layer, one in metric.items()}
-    low, high = rates(pairs, metric, GRID, (8, 16, 24, 32), 16)
-    assert low < 16 < high and low + high <= 32
-
-
-def test_a_width_for_each_layer_is_trained(data, tmp_path: Path):
+def test_a_width_and_a_codec_for_each_layer_are_trained(data, tmp_path: Path):
     model = tiny_model(vocab_size=2560, layers=3)
     tokens, weights, kept = data
-    chosen = dataclasses.replace(SETTINGS, latent=(8, 24), layer_steps=0, model_steps=0)
+    chosen = dataclasses.replace(SETTINGS, latent=(8, 24), codecs=("int8", "int4"), layer_steps=1, model_steps=1)
     trainer = Trainer(model, chosen, tmp_path, (tokens, weights, [*kept, kept[1]]), metric={"1": SAME, "2": SAME})
     assert [weights["g"].shape for weights in trainer.params.values()] == [(1, 64, 8), (1, 64, 24)]
+    assert [trainer.held[name].grid.latents for name in ("1", "2")] == ["int8", "int4"]
+    coarse = trainer.held["1"].stored_as("int4")
+    assert pair_error(trainer.params["1"], trainer.held["1"]) < pair_error(trainer.params["1"], coarse)
     trainer.run()
-    assert trainer.evaluate().keys() == {"error", "divergence"}
+    history = CompressedHistory((None, *trainer.params.values()), jnp.asarray([0]), chosen.grids(3), 40)
+    finer = dataclasses.replace(history, grids=(GRID, *[dataclasses.replace(GRID, latents="int8")] * 2))
+    (_, as_chosen), (_, all_fine) = (read(model, kv, tokens[0][:40]) for kv in (history, finer))
+    assert as_chosen.losses[0] == all_fine.losses[0] and as_chosen.losses[1] > all_fine.losses[1]
 
 
 def test_the_ablation_changes_one_thing_at_a_time():
@@ -271,12 +275,13 @@ def test_the_ablation_changes_one_thing_at_a_time():
 
 def test_answers_read_raw_are_those_of_the_model():
     """The embedded model answers its own documents; a compressor that keeps nothing loses them, unless read raw."""
-    whole, grid = load_model(EMBEDDED), Grid()
+    whole = load_model(EMBEDDED)
+    grids = (Grid(),) * whole.config.num_layers
     tokenizer = load_tokenizer(EMBEDDED)
     cell = make_cell("niah_single_dense", 200, 2, 0, tokenizer)
     shapes_ = shapes(256, 1, 1, 1)
     layers = [{name: jnp.zeros(shape) for name, shape in shapes_.items()}] * whole.config.num_layers
-    answers = {v: exact_answers(whole, tokenizer, cell, layers, grid, v) for v in ("dense", "sealed")}
+    answers = {v: exact_answers(whole, tokenizer, cell, layers, grids, v) for v in ("dense", "sealed")}
     assert answers == {"dense": [True, True], "sealed": [False, False]}
     with pytest.raises(ConfigError, match="visibility 'raw' is unknown"):
-        exact_answers(whole, tokenizer, cell, layers, grid, "raw")
+        exact_answers(whole, tokenizer, cell, layers, grids, "raw")

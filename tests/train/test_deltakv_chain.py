@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from sparsejax.cache.codecs.compressor import fingerprint, load_compressor
+from sparsejax.cache.codecs.compressor import fingerprint, load_compressor, read_shapes
+from sparsejax.cache.plan import Plan, cache_bytes
 from sparsejax.models.files import EMBEDDED
 from sparsejax.models.loader import load_model
 from train import deltakv
@@ -19,6 +20,7 @@ from train import deltakv
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs" / "deltakv.md"
 SMALL = "--sequences 6 --length 128 --layer-steps 2 --model-steps 2 --cases kv_dense --eval-length 128 --samples 1"
+RATES = "--rates 8 16 32 48 --rate-codecs int4 int8"
 
 
 def documented() -> list[str]:
@@ -29,8 +31,9 @@ def documented() -> list[str]:
 
 
 @pytest.mark.slow
-def test_the_documented_command_ends_with_a_compressor_and_a_table(tmp_path, monkeypatch):
-    arguments = [*documented(), *shlex.split(SMALL), "--out", str(tmp_path)]
+def test_the_documented_command_ends_with_a_compressor_and_tables(tmp_path, monkeypatch):
+    """With a width and a codec for each layer, too, in the bytes of the documented width for all."""
+    arguments = [*documented(), *shlex.split(f"{SMALL} {RATES}"), "--out", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", ["deltakv", *arguments])
     deltakv.main()
     model = load_model(EMBEDDED)
@@ -40,6 +43,14 @@ def test_the_documented_command_ends_with_a_compressor_and_a_table(tmp_path, mon
     rows = {(row["compressor"], row["visibility"]) for row in found["rows"]}
     assert rows >= {("none", "dense"), ("trained", "sealed")}
     assert found["share_of_bytes"] < 0.2
+    plan = Plan.of(*read_shapes(tmp_path / "export"), 6)
+    layers = json.loads((tmp_path / "report.json").read_text())["layers"]
+    uniform = cache_bytes(model.config, Plan(plan.grid, 32, (0, 1)), 131072)["total"]
+    assert cache_bytes(model.config, plan, 131072)["total"] <= uniform
+    stored = {row["layer"]: (row["width"], row["codec"]) for row in layers if row["role"] == "sparse"}
+    assert stored == {i: (width, plan.grids(6)[i].latents) for i, width in plan.widths(6).items()}
+    assert all(0 < row["coverage"] <= 1 for row in layers)
+    assert all((row["trained"] is not None) == (row["layer"] in stored) for row in layers)
     assert (tmp_path / "loss.svg").exists() and (tmp_path / "log.csv").exists()
 
 

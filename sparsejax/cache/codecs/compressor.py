@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import ml_dtypes
 import numpy as np
 from safetensors.numpy import save_file
 
-from pallas_kernels.deltakv import Grid, Weights
+from pallas_kernels.deltakv import CODECS, Grid, Weights
 from sparsejax.errors import ModelError
 from sparsejax.models.config import DecoderConfig
 from sparsejax.models.files import read_json
@@ -27,14 +28,23 @@ SAMPLED = 64
 
 @dataclasses.dataclass(frozen=True)
 class Compressor:
-    """Weights of each sparse layer (see `pallas_kernels.deltakv.compress`) and the grid they were trained with."""
+    """Weights of each sparse layer (see `pallas_kernels.deltakv.compress`) and the grid they were trained with.
+
+    `codecs` names how a layer's latents are stored, where not as the grid says.
+    """
 
     grid: Grid
     layers: dict[int, Weights]
+    codecs: Mapping[int, str] = dataclasses.field(default_factory=dict)
 
     @property
     def sparse(self) -> tuple[int, ...]:
         return tuple(sorted(self.layers))
+
+    @property
+    def facts(self) -> tuple[Grid, dict[int, tuple[int, ...]], Mapping[int, str]]:
+        """What `read_shapes` gives of its file."""
+        return self.grid, {layer: weights["g"].shape for layer, weights in self.layers.items()}, self.codecs
 
 
 def fingerprint(params: dict[str, Any]) -> str:
@@ -67,6 +77,8 @@ def save_compressor(path: str | Path, compressor: Compressor, cfg: DecoderConfig
     save_file(tensors, path / TENSORS)
     listed = {name: list(value.shape) for name, value in sorted(tensors.items())}
     facts = {"model": _facts(cfg, base), "grid": dataclasses.asdict(compressor.grid), "tensors": listed}
+    if compressor.codecs:
+        facts["codecs"] = {str(layer): codec for layer, codec in compressor.codecs.items()}
     (path / FACTS).write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     return path
 
@@ -107,18 +119,21 @@ def load_compressor(path: str | Path, cfg: DecoderConfig, base: str) -> Compress
         groups, found, _ = weights["g"].shape
         if groups * found != width:
             raise ModelError(f"{path}: layer {layer} reads vectors of {groups * found}, the model has {width}")
-    return Compressor(grid, layers)
+    return Compressor(grid, layers, _codecs(path, facts, layers))
 
 
-def read_shapes(path: str | Path) -> tuple[Grid, dict[int, tuple[int, ...]]]:
-    """The grid of a compressor on disk, and the shape [A, W, C] of g of each of its layers; weights are not read.
+def read_shapes(path: str | Path) -> tuple[Grid, dict[int, tuple[int, ...]], Mapping[int, str]]:
+    """The grid of a compressor on disk, the shape [A, W, C] of g of each of its layers, and the codecs of layers whose
+    latents are not stored as the grid says; weights are not read.
 
     Raises:
         ModelError: it is missing, or does not say what it is.
     """
-    facts = _read_facts(Path(path))
-    shapes = {name.split(".")[1]: tuple(shape) for name, shape in facts["tensors"].items() if name.endswith(".g")}
-    return _grid(Path(path), facts), {int(layer): shape for layer, shape in shapes.items()}
+    path = Path(path)
+    facts = _read_facts(path)
+    named = {name.split(".")[1]: tuple(shape) for name, shape in facts["tensors"].items() if name.endswith(".g")}
+    shapes = {int(layer): shape for layer, shape in named.items()}
+    return _grid(path, facts), shapes, _codecs(path, facts, shapes)
 
 
 def _read_facts(path: Path) -> dict[str, Any]:
@@ -133,3 +148,19 @@ def _grid(path: Path, facts: dict[str, Any]) -> Grid:
         return Grid(**facts["grid"])
     except (TypeError, ValueError) as error:
         raise ModelError(f"the grid in {path / FACTS} cannot be used: {error}") from error
+
+
+def _codecs(path: Path, facts: dict[str, Any], layers: Collection[int]) -> dict[int, str]:
+    """Codecs by layer; a file without any stores the latents of all layers as its grid says."""
+    codecs, names = facts.get("codecs", {}), {str(layer): layer for layer in layers}
+    if not isinstance(codecs, dict) or not codecs.keys() <= names.keys():
+        raise ModelError(
+            f"codecs in {path / FACTS} must be named by layers among {sorted(layers)}; got {codecs!r}: export it again"
+        )
+    for layer, codec in codecs.items():
+        if codec not in CODECS:
+            raise ModelError(
+                f"layer {layer} in {path / FACTS} has latents in {codec!r}; they can be {', '.join(CODECS)}: "
+                "export it again"
+            )
+    return {names[layer]: codec for layer, codec in codecs.items()}

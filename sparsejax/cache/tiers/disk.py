@@ -81,7 +81,7 @@ class DiskTier:
         """Writes a page, if it fits and the disk lets it; others go for it. Returns whether it is there now."""
         if self._touch(hash):
             return True
-        size = record.HEADER_BYTES + len(payload)
+        size = record.HEADER_BYTES + payload.nbytes
         if size > self.max_bytes:
             return False
         target = self._file(hash)
@@ -90,8 +90,9 @@ class DiskTier:
             self._make_room(size)
             target.parent.mkdir(mode=0o700, exist_ok=True)
             with open(unfinished, "wb") as file:
-                file.write(record.header(hash, memoryview(payload), self._fingerprint))
-                file.write(memoryview(payload))
+                data = memoryview(np.asarray(payload))
+                file.write(record.header(hash, data, self._fingerprint))
+                file.write(data)
             os.replace(unfinished, target)
         except OSError as error:
             with contextlib.suppress(OSError):
@@ -127,6 +128,11 @@ class DiskTier:
         with contextlib.suppress(OSError):
             os.utime(target)  # the order of use outlives the process
         return np.frombuffer(payload, np.uint8)
+
+    def discard(self, hash: bytes) -> None:
+        """Deletes a page, if it is there."""
+        if hash in self._sizes:
+            self._drop(hash)
 
     def close(self) -> None:
         """Lets another process use the directory."""

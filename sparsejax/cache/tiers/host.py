@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
-type Payload = NDArray[np.uint8]
-"""The bytes of one page of all layers, as `engine.transfer.Transfers` packs them."""
+
+class Payload(Protocol):
+    """The bytes of one page of all layers: an array of NumPy, or what turns into one where bytes are asked for."""
+
+    nbytes: int
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray: ...
 
 
 class HostTier:
@@ -42,12 +47,17 @@ class HostTier:
             self._pages.move_to_end(hash)
             return []
         self._pages[hash] = payload
-        self.bytes += len(payload)
+        self.bytes += payload.nbytes
         gone = []
         while self.bytes > self.max_bytes:
             gone.append(self._pages.popitem(last=False))
-            self.bytes -= len(gone[-1][1])
+            self.bytes -= gone[-1][1].nbytes
         return gone
+
+    def discard(self, hash: bytes) -> None:
+        """Forgets a page, if it is here."""
+        if (payload := self._pages.pop(hash, None)) is not None:
+            self.bytes -= payload.nbytes
 
     def clear(self) -> list[tuple[bytes, Payload]]:
         """Gives up every page, the one used last longest ago first."""

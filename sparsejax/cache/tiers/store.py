@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter, deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import takewhile
 
@@ -24,7 +24,16 @@ class TieredStore:
         counters: ``host_hits``, ``disk_hits``, ``misses`` and ``dropped`` pages.
     """
 
-    def __init__(self, host_bytes: int, disk: DiskTier | None = None, *, write_buffer_bytes: int = WRITE_BUFFER_BYTES):
+    def __init__(
+        self,
+        host_bytes: int,
+        disk: DiskTier | None = None,
+        *,
+        write_buffer_bytes: int = WRITE_BUFFER_BYTES,
+        promote: Callable[[Payload], Payload] = lambda payload: payload,
+    ):
+        """`promote` makes of a page from the disk one as main memory has them."""
+        self._promote = promote
         self.host = HostTier(host_bytes)
         self.disk = disk
         self.counters: Counter[str] = Counter()
@@ -61,6 +70,7 @@ class TieredStore:
             self.counters["host_hits"] += 1
         elif self.disk is not None and (payload := self.disk.get(hash)) is not None:
             self.counters["disk_hits"] += 1
+            payload = self._promote(payload)
             self.put(hash, payload)
         else:
             self.counters["misses"] += 1
@@ -81,6 +91,14 @@ class TieredStore:
     def contains(self, hashes: Iterable[bytes]) -> int:
         """How many of `hashes`, from the first on, are here."""
         return sum(1 for _ in takewhile(self.where, hashes))
+
+    def discard(self, hashes: Sequence[bytes]) -> None:
+        """Forgets pages that nobody will ask for again."""
+        with self._lock:
+            for hash in hashes:
+                self.host.discard(hash)
+            if self.disk is not None:  # behind what waits to be written
+                self._writes.extend(self._writer.submit(self.disk.discard, hash) for hash in hashes)
 
     def flush(self) -> None:
         """Waits until every page that had to leave main memory is written."""
@@ -104,13 +122,13 @@ class TieredStore:
         with self._lock:
             while self._writes and self._writes[0].done():
                 self._writes.popleft().result()  # raises what went wrong there beyond a failing disk
-            if self._waiting_bytes + len(payload) > self._most_waiting:
+            if self._waiting_bytes + payload.nbytes > self._most_waiting:
                 self.counters["dropped"] += 1
                 return
             if hash in self._waiting:
                 return
             self._waiting[hash] = payload
-            self._waiting_bytes += len(payload)
+            self._waiting_bytes += payload.nbytes
             self._writes.append(self._writer.submit(self._write, hash, payload))
 
     def _write(self, hash: bytes, payload: Payload) -> None:
@@ -119,4 +137,4 @@ class TieredStore:
         finally:
             with self._lock:
                 del self._waiting[hash]
-                self._waiting_bytes -= len(payload)
+                self._waiting_bytes -= payload.nbytes

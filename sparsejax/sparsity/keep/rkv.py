@@ -1,7 +1,7 @@
 """R-KV (Cai et al., arXiv 2505.24133): what recent queries attend to, less what the cache holds many times.
 
-The paper compares every pair of keys and spares the newest of a group of similar ones. Here a token's
-redundancy is its cosine with the mean unit key, which is its mean cosine with all keys and costs one pass.
+The paper compares every pair of keys and spares the newest of a group of similar ones. Here a token's redundancy is
+its cosine with the mean unit key: its mean cosine with all keys over the length of that mean, in one pass.
 """
 
 from __future__ import annotations
