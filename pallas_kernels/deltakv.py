@@ -77,6 +77,11 @@ class Grid:
         """Rows of a page's latents as stored: two tokens to a byte in int4."""
         return -(-self.others // 2) if self.latents == "int4" else self.others
 
+    @property
+    def padded_rows(self) -> int:
+        """Rows with a place for every token of a page, centers too."""
+        return self.page_size // 2 if self.latents == "int4" else self.page_size
+
 
 class PageCode(NamedTuple):
     """A page but for its centers: `ordinals` [R] of its references in the sequence, `index` [P - own, neighbours] into
@@ -134,16 +139,17 @@ def stored_latents(z: Float[Array, "*S O A C"], grid: Grid) -> Float[Array, "*S 
     return through(z, jnp.moveaxis(read, -2, -3))
 
 
-def even_rows(coded: Array) -> Array:
-    """int4 codes [.., O, C] two rows to a byte, a row of zeros after an odd number of them."""
-    padding = ((0, 0),) * (coded.ndim - 2) + ((0, coded.shape[-2] % 2), (0, 0))
-    return codes.pack(jnp.pad(coded, padding))
+def filled(per_token: Array, count: int) -> Array:
+    """[.., O, C] with zeros for tokens O to `count`."""
+    padding = ((0, 0),) * (per_token.ndim - 2) + ((0, count - per_token.shape[-2]), (0, 0))
+    return jnp.pad(per_token, padding)
 
 
 def _coded(values: Array, codec: str, axis: int) -> tuple[Array, str, int, Array, Array | None]:
     """The arguments of `codes.decode` for values as stored; scales in bfloat16, int4 with an even number of rows."""
     coded, scale, zero = codes.encode(values, codec, axis, jnp.bfloat16)
-    return (even_rows(coded) if codec == "int4" else coded), codec, axis, scale, zero
+    even = coded.shape[-2] + coded.shape[-2] % 2
+    return (codes.pack(filled(coded, even)) if codec == "int4" else coded), codec, axis, scale, zero
 
 
 def squared_distances(x: Float[Array, "T X"], centers: Float[Array, "M X"]) -> Float[Array, "T M"]:

@@ -81,7 +81,8 @@ class Workload:
         """One head group whose latent is as wide as its keys."""
         grid, width = Grid(page_size=self.page_size), 2 * self.kv_heads * self.head_dim
         latent = width // 2
-        of = deltakv_pools.shapes(grid, self.pages, self.kv_heads, self.head_dim, 1, latent, jnp.dtype(self.dtype))
+        extents = (self.pages, self.kv_heads, self.head_dim, 1, latent, jnp.dtype(self.dtype), self.platform)
+        of = deltakv_pools.shapes(grid, *extents)
         pools = DeltaPools(**{name: None if one is None else jax.ShapeDtypeStruct(*one) for name, one in of.items()})
         linear = {"skip": (latent, width), "down": (latent, latent), "g": (width, latent)}
         weights = {name: _floats(1, *shape) for name, shape in (linear | {"gate_up": (2, latent, width)}).items()}

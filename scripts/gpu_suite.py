@@ -44,7 +44,7 @@ def _work(options: argparse.Namespace) -> int:
     """Runs the stages and prints their records."""
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.92")
     import jax
-    from suite import attention, clock, decode_step, numerics, scoring
+    from suite import attention, clock, decode_step, latents, numerics, scoring
 
     device = jax.local_devices()[0]
     records.emit(
@@ -59,7 +59,9 @@ def _work(options: argparse.Namespace) -> int:
     )
     stages = {
         "numerics": lambda: numerics.cases(options.seed, options.tiny),
-        "attention": lambda: itertools.chain(attention.cases(options.tiny), scoring.cases(options.tiny)),
+        "attention": lambda: itertools.chain(
+            *(stage.cases(options.tiny) for stage in (attention, latents, scoring))
+        ),
         "decode_step": lambda: decode_step.cases(options.tiny),
     }
     for stage in options.stages:

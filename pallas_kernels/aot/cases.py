@@ -12,7 +12,10 @@ import jax
 import jax.numpy as jnp
 
 import pallas_kernels
+from pallas_kernels import deltakv_pools
 from pallas_kernels.aot.report import Report
+from pallas_kernels.deltakv import Grid
+from pallas_kernels.deltakv_pools import DeltaPools
 
 HEAD_DIMS = (64, 80, 96, 128, 192, 256)
 PAGES = (16, 32, 64, 128)
@@ -24,6 +27,7 @@ WINDOW = 16  # last queries of a row
 LISTED = 4096  # list entries per row: a row's lists do not fit a TPU's scalar memory
 POOL_TOKENS = 1 << 18  # 4 GiB of the widest float32 pools: the smallest chip holds 16
 BOUNDED = 8192  # pages that have bounds
+SELECTED = 128  # pages that a layer of latents reads of each row
 CHUNK = 512
 
 
@@ -161,6 +165,30 @@ def _moved(case: Case, target: Target):
     return (lambda *given: op(*given[:-1], count=given[-1])), (*pools, _shape(LISTED), _shape(LISTED), _shape())
 
 
+def _latents(case: Case, target: Target):
+    """Pages of one layer under DeltaKV with a latent of so many channels."""
+    options = dict(case.options)
+    latent, kv_heads = options.pop("latent"), options.pop("kv_heads", KV_HEADS)
+    grid, dtype = Grid(case.page, **{"latents": case.dtype} | options), jnp.bfloat16
+    extents = (POOL_TOKENS // case.page, kv_heads, case.head_dim, 1, latent, dtype, target.PLATFORM)
+    pools = deltakv_pools.shapes(grid, *extents)
+    given = [
+        _shape(ROWS, HEADS // KV_HEADS * kv_heads, case.head_dim, dtype=dtype),
+        DeltaPools(**{name: None if one is None else _shape(*one[0], dtype=one[1]) for name, one in pools.items()}),
+        {"g": _shape(1, 2 * kv_heads * case.head_dim, latent, dtype=dtype)},
+        _shape(case.head_dim // 2, dtype=jnp.float32),
+        _shape(ROWS, 1, SELECTED),
+        _shape(ROWS, 1),
+        _shape(ROWS),
+        _shape(ROWS, LISTED),
+        _shape(ROWS, 1, SELECTED),
+    ]
+    op = functools.partial(
+        pallas_kernels.deltakv_decode_attention, grid=grid, implementation=target.BACKEND, return_lse=True
+    )
+    return (lambda *arrays: op(*arrays[:-1], logical_ids=arrays[-1])), tuple(given)
+
+
 BUILDERS: dict[str, Callable[[Case, Target], tuple[Callable[..., Any], tuple[Any, ...]]]] = {
     "paged_decode_attention": _decode,
     "paged_prefill_attention": _prefill,
@@ -172,6 +200,7 @@ BUILDERS: dict[str, Callable[[Case, Target], tuple[Callable[..., Any], tuple[Any
     "page_scores": _scores,
     "attention_mass": _mass,
     "window_scores": _mass,
+    "deltakv_decode_attention": _latents,
 }
 STORED = {
     "paged_decode_attention": tuple(DTYPES),
@@ -186,6 +215,18 @@ MASSES = (
     (("chunk", True), ("per_token", True), *OPTIONS),
     (("chunk", True), ("group", "max"), ("per_token", True)),
     (("chunk", True), ("group", "max")),
+)
+
+
+# Latents as in the compressors that docs/deltakv.md counts the bytes of, then what a page may differ in.
+LATENTS = (
+    (32, (("latent", 512),)),
+    (32, (("latent", 256), ("kv_heads", 4))),
+    (32, (("latent", 384),)),
+    (32, (("latent", 512), ("neighbours", 4))),
+    (32, (("latent", 512), ("stride", 8))),
+    (64, (("latent", 512),)),
+    (128, (("latent", 512),)),
 )
 
 
@@ -214,6 +255,8 @@ def cases() -> Iterator[Case]:
         yield Case("attention_mass", dtype, 128, 32, options)
     for dtype, head_dim in itertools.product(DTYPES, HEAD_DIMS):
         yield Case("window_scores", dtype, head_dim, 32)
+    yield from (Case("deltakv_decode_attention", "int4", 128, page, options) for page, options in LATENTS)
+    yield Case("deltakv_decode_attention", "int8", 128, *LATENTS[0])
 
 
 def sample() -> Iterator[Case]:
@@ -222,6 +265,7 @@ def sample() -> Iterator[Case]:
     yield from (Case("attention_mass", dtype, 128, 32, options) for dtype in ("bf16", "int4") for options in MASSES)
     yield from (Case("attention_mass", dtype, 128, 32) for dtype in ("int8", "fp8"))
     yield Case("window_scores", "bf16", 128, 32)
+    yield from (Case("deltakv_decode_attention", "int4", 128, page, options) for page, options in LATENTS[:2])
     yield from (Case(op, codec, 128, 32) for op in ("open_pages", "quantize_pages") for codec in CODECS)
     yield Case("page_bounds", "bf16", 128, 32)
     for op in STORED:

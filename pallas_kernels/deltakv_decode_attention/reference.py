@@ -31,7 +31,7 @@ def deltakv_decode_attention(
 ) -> Array | tuple[Array, Array]:
     """See `pallas_kernels.deltakv_decode_attention`."""
     heads, head_dim = q.shape[1:]
-    kv_heads, width = pools.centers.shape[1], page_ids.shape[2]
+    kv_heads, width = pools.centers.shape[2], page_ids.shape[2]
     listed = jnp.arange(width) < counts
     ids = jnp.where(listed, page_ids[:, 0], 0)
     logical = jnp.broadcast_to(jnp.arange(width) if logical_ids is None else logical_ids[:, 0], ids.shape)

@@ -32,7 +32,7 @@ def deltakv_decode_attention(
 ) -> Array | tuple[Array, Array]:
     """See `pallas_kernels.deltakv_decode_attention`."""
     heads, head_dim = q.shape[1:]
-    kv_heads, groups, latent = pools.centers.shape[1], pools.latents.shape[1], pools.latents.shape[3]
+    kv_heads, groups, latent = pools.centers.shape[2], pools.latents.shape[1], pools.latents.shape[3]
     size = min(block_of(MEDIUM, grid.page_size), page_ids.shape[2])
     g = weights["g"].astype(jnp.float32).reshape(groups, kv_heads // groups, 2, head_dim, latent)
     g_keys, g_values = g[:, :, 0], g[:, :, 1]

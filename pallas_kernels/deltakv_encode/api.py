@@ -40,7 +40,7 @@ def deltakv_encode(
     """
     _, heads, size, head_dim = checks.pools(k_pages, v_pages, k_pages.shape[3])
     checks.require(size == grid.page_size, f"pages must hold {grid.page_size} tokens, as the grid says; got {size}")
-    checks.require(pools.centers.shape[1] == heads, f"the pools have {pools.centers.shape[1]} KV heads, pages {heads}")
+    checks.require(pools.centers.shape[2] == heads, f"the pools have {pools.centers.shape[2]} KV heads, pages {heads}")
     check(pools, grid, head_dim)
     contracts.page_moves(page_ids, targets, count)
     for name, array in (("rows", rows), ("logical", logical)):

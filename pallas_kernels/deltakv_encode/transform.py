@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from pallas_kernels.deltakv import Grid, Weights, code_page, shortlisted, vectors
-from pallas_kernels.deltakv_pools import DeltaPools, put_centers, put_latents, take_centers
+from pallas_kernels.deltakv_pools import DeltaPools, put_centers, put_latents, put_named, take_centers
 from pallas_kernels.rotation import unrotated
 
 
@@ -42,8 +42,5 @@ def seal_rest(
     own = take_centers(pools, target, groups)
     ordinals = shortlisted(own.reshape(grid.own, -1), every.reshape(len(every), -1), first, grid)
     code = code_page(weights, grid, x, own, every[ordinals], ordinals, first)
-    pools = pools._replace(
-        references=pools.references.at[target].set(code.ordinals.astype(jnp.uint16)),
-        index=pools.index.at[target].set(code.index.astype(jnp.uint8)),
-    )
+    pools = put_named(pools, target, code.ordinals, code.index)
     return put_latents(pools, target, code.z, grid)

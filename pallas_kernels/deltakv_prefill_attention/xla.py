@@ -31,7 +31,7 @@ def deltakv_prefill_attention(
     return_lse: bool,
 ) -> Array | tuple[Array, Array]:
     """See `pallas_kernels.deltakv_prefill_attention`."""
-    kv_heads, head_dim = pools.centers.shape[1], q.shape[2]
+    kv_heads, head_dim = pools.centers.shape[2], q.shape[2]
     block = min(block_of(LARGE, grid.page_size), tables.shape[1])
     tables = jnp.pad(tables, ((0, 0), (0, -tables.shape[1] % block)))
     width = tables.shape[1]

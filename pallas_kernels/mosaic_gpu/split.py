@@ -124,17 +124,18 @@ def launch(
     splits: int,
     scratch: Sequence[Any],
     name: str,
+    out: tuple[int, int] | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Runs `body` for every part of the lists of every row and block of query heads of q [B, K * X, M, D].
 
-    Returns out [B, K * X, S, M, D], running maximum (in powers of two) and sum [B, K * X, S, M], all
-    float32. A part without work has sum 0 and leaves `out` unwritten.
+    Returns out [B, K * X, S, M, D], or with `out` as its last two extents, running maximum (in powers of two) and sum
+    [B, K * X, S, M], all float32. A part without work has sum 0 and leaves `out` unwritten.
     """
     batch, blocks, rows, head_dim = q.shape
     stats = jax.ShapeDtypeStruct((batch, blocks, splits, rows), jnp.float32)
     kernel = plgpu.kernel(
         body,
-        out_type=[jax.ShapeDtypeStruct((batch, blocks, splits, rows, head_dim), jnp.float32), stats, stats],
+        out_type=[jax.ShapeDtypeStruct((batch, blocks, splits, *(out or (rows, head_dim))), jnp.float32), stats, stats],
         grid=(splits, blocks, batch),
         grid_names=("part", "block", "row"),
         scratch_types=[

@@ -104,7 +104,9 @@ class Stream:
     def chunk_copy(self, r, chunk, slot):
         return pltpu.make_async_copy(self.ids_hbm.at[self.row[r], chunk], self.ids.at[slot], self.ids_sem.at[slot])
 
-    def page_copies(self, r, page_id, buffer, j):
+    def page_copies(self, r, word: Callable[[int], Any], buffer, j):
+        """Copies of entry j of a block; `word(i)` is what row i of the lists says of it."""
+        page_id = word(0)
         for pool, buf in zip(self.pools, self.buffers, strict=True):
             source, target = pool.at[page_id], buf.at[buffer, :, j]
             if buf.ndim == 4:  # scales: of all heads, as those of one are no whole tile
@@ -112,6 +114,14 @@ class Stream:
             elif self.spec.per_head:
                 source, target = pool.at[page_id, self.head_of(r)], buf.at[buffer, 0, j]
             yield pltpu.make_async_copy(source, target, self.page_sem.at[buffer])
+
+    def block_copies(self, r, block, buffer):
+        """Copies of what a block needs beside its pages."""
+        return ()
+
+    def place_of(self, token):
+        """(page in the block, offset in that page) of the tokens of a block, in the order of the operands."""
+        return coded.place_of(token, self.spec.page, self.spec.pages, self.spec.codec)
 
     def entries(self, r, block):
         """Listed entries of the block, relative to its first."""
@@ -147,10 +157,12 @@ class Stream:
         slot = state[_CHUNK]
         state[_OWNER + buffer] = slot
         low, high = self.entries(r, block)
+        for copy in self.block_copies(r, block, buffer):
+            copy.start()
 
         @pl.loop(low, high)
         def _(j):
-            for copy in self.page_copies(r, self.ids[slot, 0, at + j], buffer, j):
+            for copy in self.page_copies(r, lambda i: self.ids[slot, i, at + j], buffer, j):
                 copy.start()
 
     def fetch_after(self, r, block, buffer):
@@ -179,7 +191,7 @@ class Stream:
         spec = self.spec
         n, P = spec.pages, spec.page
         low, high = self.entries(self.me, block)
-        entry, offset = coded.place_of(lax.broadcasted_iota(jnp.int32, shape, dim), P, n, spec.codec)
+        entry, offset = self.place_of(lax.broadcasted_iota(jnp.int32, shape, dim))
         far = jnp.int32(FAR)
         if not spec.logical:
             here = jnp.logical_and(entry >= low, entry < high)
@@ -228,10 +240,12 @@ class Stream:
                 buffer = state[_BUFFER]
                 self.fetch_after(me, block, 1 - buffer)
                 low, high = self.entries(me, block)
+                for copy in self.block_copies(me, block, buffer):
+                    copy.wait()
 
                 @pl.loop(low, high)
                 def _(j):
-                    for copy in self.page_copies(me, 0, buffer, j):
+                    for copy in self.page_copies(me, lambda i: 0, buffer, j):
                         copy.wait()
 
                 lowest, highest = block * n + low, block * n + high - 1
@@ -287,10 +301,11 @@ def block_pages(heads: int, page: int, lanes: int, itemsize: int, listed: int, m
     return max(1, min(tokens // page, IDS))
 
 
-def chunked_ids(page_ids: jax.Array, logical_ids: jax.Array | None) -> jax.Array:
-    """[B, Kl, J] -> [B * Kl, chunks, 1 or 2, IDS]: physical ids, then logical ids, as the kernel streams
-    them."""
+def chunked_ids(page_ids: jax.Array, logical_ids: jax.Array | None, *more: jax.Array) -> jax.Array:
+    """[B, Kl, J] -> [B * Kl, chunks, X, IDS]: physical ids, logical ids if there are, and more numbers of the entries,
+    as the kernel streams them."""
     lists = [page_ids] if logical_ids is None else [page_ids, jnp.broadcast_to(logical_ids, page_ids.shape)]
+    lists += more
     J = page_ids.shape[-1]
     chunks = pl.cdiv(J, IDS)
     lists = [

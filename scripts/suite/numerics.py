@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 import pallas_kernels as kernels
-from suite import coded, exact, paged, sparse
+from suite import coded, exact, latents, paged, sparse
 from suite.compare import compared
 from suite.records import Run
 
@@ -76,6 +76,7 @@ def cases(seed: int, tiny: bool, implementation: Any = None) -> Iterator[tuple[s
         if name == "int4" or not tiny:
             yield f"{op}, {name}", functools.partial(attention, op, CODED[name], seed, tiny, implementation)
     yield from sparse.cases(seed, tiny, implementation)
+    yield from latents.numerics(seed, tiny, implementation)
     yield "kv_write", functools.partial(kv_write, seed, implementation)
 
 

@@ -85,6 +85,7 @@ FASTER = (
     ("decode 8 x 128K, lists of 2048: ours", "decode 8 x 128K dense: ours", 10.0),
     ("decode 32 x 32K: ours", "decode 32 x 32K: cuDNN, contiguous", 1.0),
     ("decode 32 x 32K: ours", "decode 32 x 32K: torch, contiguous", 1.0),
+    ("latents 32 x 32768: ours", "latents 32 x 32768: dense, equal batch", 1.0),
 )
 
 

@@ -89,7 +89,8 @@ class Plan:
                 if widths[layer] % self.groups:
                     raise ConfigError(f"a latent of {widths[layer]} does not divide into {self.groups} head groups")
                 latent = widths[layer] // self.groups
-                made = CodedLayout(DeltaPages(grids[layer], cfg.rope, *shape, latent, self.groups, dtype), plain)
+                pages = DeltaPages(grids[layer], cfg.rope, *shape, latent, self.groups, dtype, platform)
+                made = CodedLayout(pages, plain)
             elif self.filter_codec != "dense":
                 made = CodedLayout.of(dense.layout, self.filter_codec, num_rows, platform)
             layouts.append(made)

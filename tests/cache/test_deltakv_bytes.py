@@ -55,9 +55,10 @@ def test_goals():
     assert all(share(name, 131072, "int4", 0.75) <= 15 for name in MODELS)
 
 
+@pytest.mark.parametrize("platform", ("cpu", "gpu", "tpu"))
 @pytest.mark.parametrize("grid", (Grid(), Grid(16, 16, latents="int8"), Grid(16, 8, centers="none", latents="none")))
-def test_a_page_takes_what_its_pools_allocate(grid: Grid):
-    pages = DeltaPages(grid, RopeConfig(), 5, 4, 16, 12, 2, jnp.dtype(jnp.bfloat16))
+def test_a_page_takes_what_its_pools_allocate(grid: Grid, platform: str):
+    pages = DeltaPages(grid, RopeConfig(), 5, 4, 16, 12, 2, jnp.dtype(jnp.bfloat16), platform)
     assert sum(pool.nbytes for pool in jax.tree.leaves(pages.zeros())) == 5 * pages.page_bytes
 
 

@@ -14,7 +14,7 @@ from pallas_kernels.deltakv import Grid
 from pallas_kernels.deltakv_pools import read_pages
 
 from . import deltakv_oracle
-from .deltakv_cases import HEAD_DIM, KV_HEADS, Sealed, build, compressor
+from .deltakv_cases import HEAD_DIM, Sealed, build, compressor, frequencies, rotate
 
 GRIDS = {
     "usual": (Grid(8, 4), 1),
@@ -23,7 +23,7 @@ GRIDS = {
     "nothing rounded": (Grid(8, 4, centers="none", latents="none"), 1),
 }
 BACKENDS = ("reference", "xla")
-FREQUENCIES = np.asarray(10000.0 ** (-np.arange(0, HEAD_DIM, 2) / HEAD_DIM), np.float32)
+FREQUENCIES = frequencies(HEAD_DIM)
 
 
 def seal(case: Sealed, weights: dict, grid: Grid, which: list[int], backend: str, width: int | None = None, **turned):
@@ -33,12 +33,6 @@ def seal(case: Sealed, weights: dict, grid: Grid, which: list[int], backend: str
     return call(
         case.pools, weights, *dense, case.tables, lists["rows"], lists["logical"], count=np.int32(len(which))
     )
-
-
-def rotate(x: np.ndarray, position: int) -> np.ndarray:
-    half = x.shape[-1] // 2
-    turned = np.exp(1j * position * FREQUENCIES.astype(np.float64)) * (x[..., :half] + 1j * x[..., half:])
-    return np.concatenate([turned.real, turned.imag], axis=-1)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -106,44 +100,6 @@ def test_a_chunk_reads_the_pages_before_each_own_one(name: str, options: dict, b
     np.testing.assert_allclose(out[:39], wanted, atol=1e-5)
     np.testing.assert_allclose(lse[:39], wanted_lse, atol=1e-5)
     assert not out[39:].any() and (lse[39:] < -1e29).all()
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("name", GRIDS)
-@pytest.mark.parametrize("options", [{}, {"soft_cap": 2.0, "scale": 0.7, "magnitude": 1.3}], ids=str)
-def test_attention_agrees_with_the_oracle(name: str, options: dict, backend: str):
-    grid, groups = GRIDS[name]
-    case, weights = build(grid, (72, 24, 8), groups), compressor(groups)
-    pools = seal(case, weights, grid, list(range(len(case.pages))), "xla")
-    listed = [[0, 1, 3, 4, 7, 8], [0, 2], []]
-    page_ids, logical = np.full((3, 1, 7), 10**6, np.int32), np.full((3, 1, 7), -5, np.int32)
-    for row, chosen in enumerate(listed):
-        page_ids[row, 0, : len(chosen)] = case.tables[row, chosen]
-        logical[row, 0, : len(chosen)] = chosen
-    counts = np.asarray([[len(chosen)] for chosen in listed], np.int32)
-    lengths = np.asarray([70, 24, 8], np.int32)
-    q = np.random.default_rng(5).standard_normal((3, 4, HEAD_DIM)).astype(np.float32)
-    attend = jax.jit(
-        functools.partial(deltakv_decode_attention, grid=grid, implementation=backend, return_lse=True, **options)
-    )
-    lists = (page_ids, counts, lengths, case.tables)
-    out, lse = attend(q, pools, weights, FREQUENCIES, *lists, logical_ids=logical)
-    for row, chosen in enumerate(listed):
-        x = deltakv_oracle.read(weights, grid, case.x[row], HEAD_DIM)[0].reshape(-1, KV_HEADS, 2, HEAD_DIM)
-        places = [p * grid.page_size + o for p in chosen for o in range(grid.page_size)]
-        places = [t for t in places if t < lengths[row]]
-        for head in range(4):
-            if not places:
-                assert not out[row, head].any() and lse[row, head] < -1e29
-                continue
-            keys = np.stack([rotate(x[t, head // 2, 0], t) for t in places]) * options.get("magnitude", 1.0)
-            scores = keys @ q[row, head].astype(np.float64) * options.get("scale", HEAD_DIM**-0.5)
-            if "soft_cap" in options:
-                scores = options["soft_cap"] * np.tanh(scores / options["soft_cap"])
-            total = np.log(np.exp(scores).sum())
-            np.testing.assert_allclose(lse[row, head], total, atol=1e-4)
-            expected = np.exp(scores - total) @ np.stack([x[t, head // 2, 1] for t in places])
-            np.testing.assert_allclose(out[row, head], expected, atol=1e-4)
 
 
 def test_pools_are_updated_in_place():

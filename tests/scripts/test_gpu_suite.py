@@ -61,6 +61,7 @@ def test_the_small_suite_runs_with_jax_flax_and_numpy_alone(tmp_path):
     assert {stage: "ok" for stage in status if stage.startswith(("numerics", "decode_step"))}.items() <= status.items()
     assert status["attention/decode tiny: ours"] == "ok" == status["attention/decode tiny: XLA gather"]
     assert status["attention/page_scores 2 x 128: ours"] == "ok" == status["attention/window_scores 2 x 128: XLA"]
+    assert all(status[f"attention/latents 2 x 128, lists of 64: {who}"] == "ok" for who in ("ours", "XLA"))
     assert status["attention/decode tiny: cuDNN, contiguous"] == "unavailable"
     assert "| attention/decode tiny: ours |" in done.stdout
 

@@ -34,6 +34,7 @@ class DeltaPages:
         latent: C, the width of a head group's latent.
         groups: A, head groups that are compressed apart.
         dtype: of centers or latents that are not rounded.
+        platform: whose pools these are.
     """
 
     grid: Grid
@@ -44,6 +45,7 @@ class DeltaPages:
     latent: int
     groups: int
     dtype: np.dtype
+    platform: str = "cpu"
 
     def __post_init__(self) -> None:
         width = 2 * self.num_kv_heads * self.head_dim
@@ -53,8 +55,12 @@ class DeltaPages:
             raise ConfigError(f"a latent of {self.groups} x {self.latent} does not fit vectors of {width}")
 
     def _shapes(self) -> dict:
-        sizes = (self.num_pages, self.num_kv_heads, self.head_dim, self.groups, self.latent, self.dtype)
-        return shapes(self.grid, *sizes)
+        return shapes(*self._sizes)
+
+    @property
+    def _sizes(self) -> tuple[Any, ...]:
+        extents = (self.num_pages, self.num_kv_heads, self.head_dim, self.groups, self.latent)
+        return self.grid, *extents, self.dtype, self.platform
 
     @property
     def page_size(self) -> int:
@@ -75,8 +81,7 @@ class DeltaPages:
 
     def zeros(self) -> DeltaPools:
         """Empty pools."""
-        sizes = (self.num_pages, self.num_kv_heads, self.head_dim, self.groups, self.latent, self.dtype)
-        return empty(self.grid, *sizes)
+        return empty(*self._sizes)
 
     @property
     def _frequencies(self) -> Float[Array, " D2"]:
