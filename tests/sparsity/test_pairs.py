@@ -105,8 +105,8 @@ def test_a_pair_gives_in_a_batch_of_all_what_it_gives_alone(engine, alone):
 
 
 def test_chunks_change_nothing(engine, alone):
-    """But where a value lies on the border of two codes: other chunks round its scale otherwise in the last bit, the code
-    falls to its neighbour, and few of the answers notice."""
+    """But where a value lies on the border of two codes: other chunks round its scale otherwise in the last bit, the
+    code falls to its neighbour, and few of the answers notice."""
     codec = engine.config.sparsity[0]
     with engine_of(codec, max_num_batched_tokens=20) as other:
         answers = tokens(other.generate([PROMPTS[0]] * len(PAIRS), [asking(*pair) for pair in PAIRS]))
