@@ -8,6 +8,7 @@ from collections import Counter, deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from hashlib import blake2b
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -199,5 +200,5 @@ def _identity(params: Any, transfers: Transfers, settings: Any) -> str:
     weights = blake2b(digest_size=32)
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         weights.update(repr(path).encode() + checksum(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8)))
-    programs = (jax.__version__, jax.default_backend(), jax.local_devices()[0].device_kind)
+    programs = (version("sparsejax"), jax.__version__, jax.default_backend(), jax.local_devices()[0].device_kind)
     return repr((weights.hexdigest(), settings, transfers.description, programs))
