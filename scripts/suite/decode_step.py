@@ -12,8 +12,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-
 from benchmarks.latents import layer_shapes
+
 from pallas_kernels.deltakv import Grid
 from sparsejax.cache.group import CacheGroup, dense_group
 from sparsejax.cache.plan import Plan
@@ -46,8 +46,8 @@ LLAMA_8B = DecoderConfig(
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-    """`rows` sequences of `context` tokens each, in pages of `page`, read densely or under the preset ``deltakv``, whose
-    `filters` hold int4 and select and whose other layers hold latents."""
+    """`rows` sequences of `context` tokens each, in pages of `page`, read densely or under the preset ``deltakv``: its
+    `filters` hold int4 and select, the other layers hold latents."""
 
     config: DecoderConfig
     rows: int
