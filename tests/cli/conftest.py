@@ -10,8 +10,8 @@ import pytest
 
 from sparsejax.cli import options
 from sparsejax.engine.request import CompletionOutput, RequestOutput, SamplingParams
-from sparsejax.sparsity.policy import SparsityConfig
 from sparsejax.errors import RequestError
+from sparsejax.sparsity.policy import SparsityConfig
 
 
 class WordTokenizer:
