@@ -8,6 +8,15 @@ SHARE, INNER = 4, 3
 """A latent has a quarter of a vector's width, f three times as many inner channels, as in the published compressors."""
 
 
+def layer_shapes(config: Any) -> dict[str, tuple[int, ...]]:
+    """Of the weights of one layer's compressor, in one head group."""
+    width = 2 * config.num_kv_heads * config.head_dim
+    latent, inner = width // SHARE, INNER * width
+    return {
+        "skip": (1, latent, width), "gate_up": (1, 2, inner, width), "down": (1, latent, inner), "g": (1, width, latent)
+    }  # fmt: skip
+
+
 def random_compressor(config: Any, page_size: int) -> Any:
     """Random weights for all layers but those that select; centers 16 apart, one neighbour. Speed alone is tested."""
     import jax.numpy as jnp
@@ -17,15 +26,12 @@ def random_compressor(config: Any, page_size: int) -> Any:
     from sparsejax.cache.codecs.compressor import Compressor
     from sparsejax.sparsity.policy import spread_filters
 
-    rng, width = np.random.default_rng(0), 2 * config.num_kv_heads * config.head_dim
-    latent, inner = width // SHARE, INNER * width
-    filters = spread_filters(config.num_layers)[: config.num_layers - 1]
-    shapes = {"skip": (latent, width), "gate_up": (2, inner, width), "down": (latent, inner), "g": (width, latent)}
+    rng, filters = np.random.default_rng(0), spread_filters(config.num_layers)[: config.num_layers - 1]
 
     def one() -> dict[str, Any]:
         return {
-            name: jnp.asarray(rng.standard_normal((1, *shape)) * shape[-1] ** -0.5, jnp.float32)
-            for name, shape in shapes.items()
+            name: jnp.asarray(rng.standard_normal(shape) * shape[-1] ** -0.5, jnp.float32)
+            for name, shape in layer_shapes(config).items()
         }
 
     return Compressor(Grid(page_size), {i: one() for i in range(config.num_layers) if i not in filters})

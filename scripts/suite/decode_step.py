@@ -12,15 +12,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from benchmarks.latents import layer_shapes
 
+from pallas_kernels.deltakv import Grid
 from sparsejax.cache.group import CacheGroup, dense_group
+from sparsejax.cache.plan import Plan
 from sparsejax.engine.rows import neutral_row, stack_rows
 from sparsejax.engine.sampler import SamplingRows
 from sparsejax.engine.state import DeviceState, initial_state
-from sparsejax.engine.step import StepKey, StepShape
+from sparsejax.engine.step import COMPRESSOR, StepKey, StepShape
 from sparsejax.models.config import DecoderConfig, RopeConfig
 from sparsejax.models.decoder import Decoder
 from sparsejax.models.params import param_shapes
+from sparsejax.sparsity.policy import SparsityConfig
+from sparsejax.sparsity.selector import Selector
 from suite import paged
 from suite.records import Run
 
@@ -41,7 +46,8 @@ LLAMA_8B = DecoderConfig(
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-    """`rows` sequences of `context` tokens each, in pages of `page`."""
+    """`rows` sequences of `context` tokens each, in pages of `page`, read densely or under the preset ``deltakv``: its
+    `filters` hold int4 and select, the other layers hold latents."""
 
     config: DecoderConfig
     rows: int
@@ -50,6 +56,12 @@ class Setup:
     dtype: Any = jnp.bfloat16
     implementation: Any = None
     platform: str = "gpu"  # whose layouts the pools have
+    sparsity: str = "dense"
+    filters: tuple[int, ...] = (0,)
+
+    def __post_init__(self) -> None:
+        if self.sparsity not in ("dense", "deltakv"):
+            raise ValueError(f"sparsity must be dense or deltakv; got {self.sparsity!r}")
 
     @property
     def width(self) -> int:
@@ -70,12 +82,27 @@ class Setup:
             table_width=self.width,
             sampling=jax.tree.map(jnp.asarray, SamplingRows(**rows)),
             implementation=self.implementation,
+            selector=self.selector,
         )
 
     @property
+    def selector(self) -> Selector | None:
+        policy = SparsityConfig.coerce(self.sparsity).within(self.filters)
+        return Selector.of((policy,), self.page, self.config.num_kv_heads, self.context)
+
+    @property
     def group(self) -> CacheGroup:
-        pages = self.rows * self.width + 1
-        return dense_group(self.config, self.page, np.dtype(self.dtype), pages, self.platform)
+        pages, dtype = self.rows * self.width + 1, np.dtype(self.dtype)
+        if self.sparsity == "dense":
+            return dense_group(self.config, self.page, dtype, pages, self.platform)
+        plan = Plan(Grid(self.page), layer_shapes(self.config)["g"][-1], self.filters)
+        return plan.group(self.config, dtype, pages, self.rows, self.platform)
+
+    @property
+    def compressor(self) -> dict[int, dict[str, tuple[int, ...]]]:
+        """Shapes of the compressor's weights by layer."""
+        sparse = [layer for layer in range(self.config.num_layers) if layer not in self.filters]
+        return {} if self.sparsity == "dense" else {layer: layer_shapes(self.config) for layer in sparse}
 
     @property
     def pool_bytes(self) -> int:
@@ -83,41 +110,51 @@ class Setup:
 
     def shapes(self, key: StepKey) -> tuple[Callable[..., Any], tuple[Any, Any, Any]]:
         """The program and its arguments as shapes; the first one is to be donated."""
-        params = jax.tree.map(
-            lambda shape: jax.ShapeDtypeStruct(shape, self.dtype),
-            param_shapes(self.config),
-            is_leaf=lambda x: isinstance(x, tuple),
-        )
+        params = filled(param_shapes(self.config), lambda shape: jax.ShapeDtypeStruct(shape, self.dtype))
+        if self.compressor:
+            params[COMPRESSOR] = filled(self.compressor, lambda shape: jax.ShapeDtypeStruct(shape, jnp.float32))
         packed = jax.ShapeDtypeStruct((self.shape.packing(key).size,), jnp.int32)
         return self.shape.program(key), (jax.eval_shape(self.state), params, packed)
 
     def arrays(self, key: StepKey) -> tuple[DeviceState, Any, np.ndarray]:
-        """Random weights and pools; every row is at its last token."""
+        """Random weights and pools, codes and policies as they are at the start; every row is at its last token."""
         state = self.state()
         rng = np.random.default_rng(0)
         pages = rng.permutation(self.rows * self.width).reshape(self.rows, self.width) + 1
         tables = np.zeros(state.tables.shape, np.int32)
         tables[: self.rows] = pages
-        kv = jax.tree.map(lambda pool: paged.normal(1, pool.shape, pool.dtype), state.kv)
+        kv = jax.tree.map(
+            lambda pool: paged.normal(1, pool.shape, pool.dtype) if jnp.issubdtype(pool.dtype, jnp.floating) else pool,
+            state.kv,
+        )
         state = dataclasses.replace(state, kv=kv, tables=jnp.asarray(tables))
         packed, fields = self.shape.packing(key).empty()
         fields["entry_rows"][:] = self.rows
         fields["rows"][:] = np.arange(self.rows)
         fields["tokens"][:] = rng.integers(0, self.config.vocab_size, self.rows)
         fields["positions"][:] = self.context - key.num_steps
-        return state, weights(self.config, self.dtype), packed
+        params = weights(self.config, self.dtype)
+        if self.compressor:
+            params = params | {COMPRESSOR: filled(self.compressor, functools.partial(random, dtype=jnp.float32))}
+        return state, params, packed
+
+
+def filled(shapes: Any, make: Callable[[tuple[int, ...]], Any]) -> Any:
+    """A tree of shapes with what `make` gives for each."""
+    return jax.tree.map(make, shapes, is_leaf=lambda x: isinstance(x, tuple))
+
+
+def random(shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    """A weight made on the device; norms are ones."""
+    if len(shape) == 1:
+        return jnp.ones(shape, dtype)
+    return paged.normal(len(shape), shape, dtype) * jnp.asarray(math.prod(shape[1:]) ** -0.5, dtype)
 
 
 @functools.lru_cache(maxsize=1)
 def weights(config: DecoderConfig, dtype: Any) -> Any:
-    """Random weights made on the device, kept for the next case of the same model."""
-
-    def leaf(shape: tuple[int, ...]) -> jax.Array:
-        if len(shape) == 1:
-            return jnp.ones(shape, dtype)
-        return paged.normal(len(shape), shape, dtype) * jnp.asarray(math.prod(shape[1:]) ** -0.5, dtype)
-
-    return jax.tree.map(leaf, param_shapes(config), is_leaf=lambda x: isinstance(x, tuple))
+    """Random weights, kept for the next case of the same model."""
+    return filled(param_shapes(config), functools.partial(random, dtype=dtype))
 
 
 def cases(tiny: bool) -> Iterator[tuple[str, Run]]:

@@ -98,14 +98,21 @@ class Plan:
 
 
 def cache_bytes(
-    cfg: DecoderConfig, plan: Plan, tokens: int, dtype: np.dtype = jnp.bfloat16, *, bounds: bool = False
+    cfg: DecoderConfig,
+    plan: Plan,
+    tokens: int,
+    dtype: np.dtype = jnp.bfloat16,
+    *,
+    bounds: bool = False,
+    platform: str = "cpu",
 ) -> dict[str, int]:
     """Bytes by component that one sequence of `tokens` holds, all of it resident; compressor weights not included.
 
     ``dense`` is what the same tokens take in `dtype`, in whole pages; all else sums to ``total``. Every layer has one
-    open page. With `bounds` filter layers hold the key bounds of their pages, too, as selection by them needs.
+    open page. With `bounds` filter layers hold the key bounds of their pages, too, as selection by them needs. Pools
+    are laid out for `platform`, dense ones too: ``cpu``, ``gpu`` or ``tpu``.
     """
-    pages, group = -(-tokens // plan.grid.page_size), plan.group(cfg, dtype, 1, 1)
+    pages, group = -(-tokens // plan.grid.page_size), plan.group(cfg, dtype, 1, 1, platform)
     found = {"open pages": group.row_bytes, "filter pages": 0, "filter bounds": 0}
     for layout in group.layouts:
         parts = layout.sealed.parts if layout.latent else {"filter pages": layout.page_bytes}
@@ -113,5 +120,5 @@ def cache_bytes(
             parts["filter bounds"] = cfg.num_kv_heads * 2 * cfg.head_dim * jnp.dtype(dtype).itemsize
         for name, held in parts.items():
             found[name] = found.get(name, 0) + pages * held
-    dense = dense_group(cfg, plan.grid.page_size, jnp.dtype(dtype), pages)
+    dense = dense_group(cfg, plan.grid.page_size, jnp.dtype(dtype), pages, platform)
     return found | {"total": sum(found.values()), "dense": dense.pool_bytes}

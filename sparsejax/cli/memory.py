@@ -1,7 +1,7 @@
 """What a model and its KV cache need and how many sequences fit, before anything is loaded.
 
 sparsejax memory --model path/or/hub-id --length 8192 --length 131072
-sparsejax memory --model path/or/hub-id --sparsity deltakv --latent 512 --filter-layers 0 1 2 8 18
+sparsejax memory --model path/or/hub-id --sparsity deltakv --latent 512 --filter-layers 0 1 2 8 18 --platform tpu
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from sparsejax.cli import options, show
 from sparsejax.errors import ConfigError
 
 LENGTHS = (4096, 32768, 131072)
+PLATFORMS = ("cpu", "gpu", "tpu")
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--filter-layers", type=int, nargs="+", metavar="L", help="DeltaKV without a compressor: layers without latents"
     )
+    group.add_argument(
+        "--platform",
+        choices=PLATFORMS,
+        help="whose layouts of pages to count (default: this machine's); the room is always this machine's",
+    )
     group.add_argument("--json", action="store_true", help="print the figures as JSON")
     options.add_engine_options(parser)
 
@@ -65,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
     longest = config.max_model_len or model.max_position_embeddings
     lengths = args.length or [n for n in LENGTHS if n < longest] + [longest]
     plan = plan_of(config, model, path, args.latent, args.filter_layers)
-    need = measure(config, model, stored_dtype(path), sorted({max(n, 1) for n in lengths}), plan)
+    need = measure(config, model, stored_dtype(path), sorted({max(n, 1) for n in lengths}), plan, args.platform)
     print(json.dumps(asdict(need), indent=2) if args.json else as_text(need, config.page_size, str(path)))
     return 0
 
@@ -100,9 +106,17 @@ def plan_of(config: Any, model: Any, path: Any, latent: int | None, filters: lis
     return Plan.of(*read_shapes(compressor), model.num_layers, policy.filter_codec)
 
 
-def measure(config: Any, model: Any, stored: str, lengths: list[int], plan: Any = None) -> Need:
-    """The needs of ``model`` (a DecoderConfig) under ``config`` (an EngineConfig) on this machine; `plan` is that of
-    DeltaKV."""
+def measure(
+    config: Any, model: Any, stored: str, lengths: list[int], plan: Any = None, platform: str | None = None
+) -> Need:
+    """The needs of ``model`` (a DecoderConfig) under ``config`` (an EngineConfig) in the room of this machine.
+
+    Args:
+        plan: that of DeltaKV.
+        platform: whose layouts pages have; None is what JAX computes on here.
+    """
+    import jax
+
     from sparsejax.cache.group import make_group
     from sparsejax.cache.plan import cache_bytes
     from sparsejax.engine.table import StepTable
@@ -110,14 +124,16 @@ def measure(config: Any, model: Any, stored: str, lengths: list[int], plan: Any 
     from sparsejax.models.params import param_count
     from sparsejax.sparsity.policy import declared
 
+    platform = platform or jax.default_backend()
     dtype = resolve_dtype(config.dtype, stored)
     weights = param_count(model) * dtype.itemsize
     rows = StepTable.build(config.max_num_seqs, config.max_num_batched_tokens, config.num_decode_steps).max_rows
     codec = declared(config.sparsity)[0].codec
     if plan is None:
-        group, parts = make_group(model, config.page_size, dtype, 1, codec=codec, num_rows=rows), {}
+        group, parts = make_group(model, config.page_size, dtype, 1, platform, codec=codec, num_rows=rows), {}
     else:
-        group, parts = plan.group(model, dtype, 1, rows), cache_bytes(model, plan, lengths[-1], dtype)
+        group = plan.group(model, dtype, 1, rows, platform)
+        parts = cache_bytes(model, plan, lengths[-1], dtype, platform=platform)
     page_bytes = group.page_bytes
     if config.kv_memory_bytes is not None:
         room, source = config.kv_memory_bytes, "kv_memory_bytes"

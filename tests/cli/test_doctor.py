@@ -87,6 +87,19 @@ def test_memory_counts_bytes_and_sequences(capsys, model):
     assert need["kv_bytes_per_token"] == PAGE // 32
 
 
+def test_memory_counts_pages_as_a_platform_lays_them_out(capsys, model):
+    """A TPU keeps K and V of 16 dimensions side by side in 128 lanes."""
+    for platform, times in (("cpu", 1), ("gpu", 1), ("tpu", 4)):
+        assert main(["memory", "--model", str(model), "--json", "--platform", platform]) == 0
+        assert json.loads(capsys.readouterr().out)["page_bytes"] == times * PAGE
+    latents = ["--sparsity", "deltakv", "--latent", "16", "--filter-layers", "0", "--length", "64"]
+    found = {}
+    for platform in ("gpu", "tpu"):
+        assert main(["memory", "--model", str(model), "--json", "--platform", platform, *latents]) == 0
+        found[platform] = json.loads(capsys.readouterr().out)["parts"]
+    assert found["tpu"]["references"] > found["gpu"]["references"]
+
+
 def test_memory_says_when_nothing_fits(capsys, model):
     assert main(["memory", "--model", str(model), "--kv-memory-bytes", "1000"]) == 0
     text = capsys.readouterr().out

@@ -6,11 +6,14 @@ import re
 
 import jax
 
+from pallas_kernels.aot.report import Report
+from sparsejax.engine.state import DeviceState
+
 
 def pool_copies(text: str, shape: tuple[int, ...]) -> list[str]:
     """Instructions of a compiled program that write a whole new array of a pool's shape."""
     dims = ",".join(map(str, shape))
-    return re.findall(rf"\[{dims}\]\S* (?:copy|convert|transpose)\(.*", text)
+    return re.findall(rf"\[{dims}\]\S* (?:copy|copy-start|convert|transpose)\(.*", text)
 
 
 def assert_in_place(engine) -> None:
@@ -25,3 +28,15 @@ def assert_in_place(engine) -> None:
         assert memory.alias_size_in_bytes == state_bytes, key
         for shape in shapes:
             assert not pool_copies(text, shape), (key, shape)
+
+
+def assert_compiled_in_place(report: Report, state: DeviceState, share: int = 8) -> None:
+    """A program compiled for a device aliases the pools of `state`, copies none and makes less beside them than one
+    part of `share` of their bytes."""
+    pools = jax.tree.leaves(state.kv)
+    pool_bytes = sum(pool.size * pool.dtype.itemsize for pool in pools)
+    assert report.problems() == []
+    assert report.aliased >= pool_bytes
+    assert report.temporary < pool_bytes / share
+    for shape in {pool.shape for pool in pools}:
+        assert not pool_copies(report.text, shape), shape
