@@ -11,6 +11,7 @@ import pytest
 from sparsejax.cli import options
 from sparsejax.engine.request import CompletionOutput, RequestOutput, SamplingParams
 from sparsejax.errors import RequestError
+from sparsejax.sparsity.policy import SparsityConfig
 
 
 class WordTokenizer:
@@ -27,8 +28,7 @@ class EchoEngine:
 
     max_model_len = 1024
     config = SimpleNamespace(page_size=16)
-    group = SimpleNamespace(layers=(0, 1), layout=SimpleNamespace(num_kv_heads=1, head_dim=8, dtype="float32"))
-    core = SimpleNamespace(runner=SimpleNamespace(state=SimpleNamespace(kv=SimpleNamespace(group=group))))
+    core = SimpleNamespace(policy_of=lambda params, num_prompt: SparsityConfig.coerce("dense"))
 
     def __init__(self) -> None:
         self.tokenizer: Any = WordTokenizer()
@@ -101,6 +101,7 @@ class EchoEngine:
             "compile_seconds": 0.0,
             "decode_queries": asked,
             "decode_held_bytes": 4 * asked,
+            "decode_pages_held": asked,
             "decode_read_bytes": asked,
         }
 

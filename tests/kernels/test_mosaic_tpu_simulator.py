@@ -136,12 +136,13 @@ def test_mass_that_another_list_was_given_is_noticed(monkeypatch):
     assert judge_mass("eager") == "numbers"
 
 
+LAST_PAGE = "self.page_copies(me, lambda i: 0, buffer, j):\n" + 24 * " "
 # Where it is: what is right, and what a bug makes of it.
 BUGS = {
-    "a page is not waited for": (stream, "copy.wait()", "pass"),
+    "a page is not waited for": (stream, f"{LAST_PAGE}copy.wait()", f"{LAST_PAGE}pass"),
     "ids are not waited for": (stream, "self.chunk_copy(r, chunk, slot).wait()", "pass"),
     "the buffer in use is filled": (stream, "buf.at[buffer, :, j]", "buf.at[0, :, j]"),
-    "a wrong page": (stream, "self.ids[slot, 0, at + j], buffer", "self.ids[slot, 0, at], buffer"),
+    "a wrong page": (stream, "self.ids[slot, i, at + j], buffer", "self.ids[slot, i, at], buffer"),
     "a mask one token short": (stream, "seen = place <= self.newest(query)", "seen = place < self.newest(query)"),
     "a mask one token long": (stream, "seen = place <= self.newest(query)", "seen = place <= self.newest(query) + 1"),
     "dead values are not zeroed": (attention, "v = jnp.where(alive[None], v, 0)", "pass"),
