@@ -34,8 +34,8 @@ def test_pools_are_updated_in_place(config, steps: int):
 
 @pytest.mark.aot
 def test_pools_of_latents_are_updated_in_place():
-    """Filter layers hold int4 pages, the others latents. Open pages, a few of each layer, are apart: sealing latents takes
-    tokens first, heads second, and the compiler lays out the open pages that way in fast memory."""
+    """Filter layers hold int4 pages, the others latents. Open pages, a few of each layer, are apart: sealing latents
+    takes tokens first, heads second, and the compiler lays out the open pages that way in fast memory."""
     assert tpu.available() is None, tpu.available()
     config = dataclasses.replace(LLAMA_8B, num_layers=LAYERS, windows=())
     kernels = {"implementation": ("mosaic_tpu", "xla"), "platform": "tpu"}
