@@ -33,7 +33,8 @@ def test_pools_are_updated_in_place(steps: int):
 @pytest.mark.aot
 def test_pools_of_latents_are_updated_in_place():
     """Filter layers hold int4 pages, whose program reads all of them or a list, the others latents; each has open pages
-    apart. What kernels make beside pools does not shrink with them: partial results of rows."""
+    apart, a few of each layer: sealing latents takes tokens first, heads second, and the compiler may lay them out that way.
+    What kernels make beside pools does not shrink with them: partial results of rows."""
     assert cuda.available() is None, cuda.available()
     config = dataclasses.replace(LLAMA_8B, num_layers=LAYERS, windows=())
     setup = Setup(config, 32, 4096, implementation=("mosaic_gpu", "xla"), sparsity="deltakv", filters=(0, 1))
@@ -45,7 +46,9 @@ def test_pools_of_latents_are_updated_in_place():
         "paged_decode_attention": LAYERS - 2 + 2 * 2,
     }
     assert report.aliased == sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(arguments[0]))
-    assert_compiled_in_place(report, arguments[0], share=4)
+    open_pages = setup.group.layouts[-1].open
+    assert open_pages.pool_bytes < setup.pool_bytes / 100
+    assert_compiled_in_place(report, arguments[0], share=4, besides=[open_pages.shape])
 
 
 def kernels_of(report: Report) -> Counter[str]:
