@@ -33,7 +33,7 @@ def test_pools_are_updated_in_place(steps: int):
 @pytest.mark.aot
 def test_pools_of_latents_are_updated_in_place():
     """Filter layers hold int4 pages, whose program reads all of them or a list, the others latents; each has open pages
-    apart, a few of each layer: sealing latents takes tokens first, heads second, and the compiler may lay them out that way.
+    apart, a few of each layer: sealing latents takes tokens first, heads second, and the compiler may lay them out so.
     What kernels make beside pools does not shrink with them: partial results of rows."""
     assert cuda.available() is None, cuda.available()
     config = dataclasses.replace(LLAMA_8B, num_layers=LAYERS, windows=())
