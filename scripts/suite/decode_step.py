@@ -117,26 +117,20 @@ class Setup:
         return self.shape.program(key), (jax.eval_shape(self.state), params, packed)
 
     def arrays(self, key: StepKey) -> tuple[DeviceState, Any, np.ndarray]:
-        """Random weights and pools, codes and policies as they are at the start; every row is at its last token."""
+        """Random weights and pools of a dense setup; every row is at its last token."""
         state = self.state()
         rng = np.random.default_rng(0)
         pages = rng.permutation(self.rows * self.width).reshape(self.rows, self.width) + 1
         tables = np.zeros(state.tables.shape, np.int32)
         tables[: self.rows] = pages
-        kv = jax.tree.map(
-            lambda pool: paged.normal(1, pool.shape, pool.dtype) if jnp.issubdtype(pool.dtype, jnp.floating) else pool,
-            state.kv,
-        )
+        kv = jax.tree.map(lambda pool: paged.normal(1, pool.shape, pool.dtype), state.kv)
         state = dataclasses.replace(state, kv=kv, tables=jnp.asarray(tables))
         packed, fields = self.shape.packing(key).empty()
         fields["entry_rows"][:] = self.rows
         fields["rows"][:] = np.arange(self.rows)
         fields["tokens"][:] = rng.integers(0, self.config.vocab_size, self.rows)
         fields["positions"][:] = self.context - key.num_steps
-        params = weights(self.config, self.dtype)
-        if self.compressor:
-            params = params | {COMPRESSOR: filled(self.compressor, functools.partial(random, dtype=jnp.float32))}
-        return state, params, packed
+        return state, weights(self.config, self.dtype), packed
 
 
 def filled(shapes: Any, make: Callable[[tuple[int, ...]], Any]) -> Any:
